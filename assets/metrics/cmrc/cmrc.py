@@ -1,0 +1,3 @@
+from common.metrics import module_class
+
+Metric = module_class("cmrc")

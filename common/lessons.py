@@ -1,0 +1,269 @@
+"""Find, execute and copy lessons: what the command line does with notebooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import RoadmapError
+from common.models import MODELS
+from common.paths import ASSETS, ROOT, outputs
+
+_NUMBERED = re.compile(r"\d\d-[\w-]+")
+_TO_EDIT = re.compile(r"^[A-Z_]+ *= *(?:checkpoint|load_data|pick)\(.*$", re.M)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A numbered notebook. ``name`` is what commands and results call it, such as ``02-NLP_tasks/02-ner``."""
+
+    name: str
+    path: Path
+
+    def read(self) -> dict[str, Any]:
+        """The notebook as JSON.
+
+        Raises:
+            RoadmapError: If the file is not a notebook.
+        """
+        try:
+            notebook: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            notebook["cells"]
+        except (ValueError, KeyError, UnicodeDecodeError) as error:
+            raise RoadmapError(f"{self.path} is not a notebook; only .ipynb files can be run.") from error
+        return notebook
+
+    @property
+    def code(self) -> str:
+        """All code cells as one text."""
+        return "\n".join("".join(cell["source"]) for cell in self.read()["cells"] if cell["cell_type"] == "code")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of executing a lesson; ``error`` is None if every cell ran."""
+
+    lesson: Lesson
+    seconds: float
+    written: Path
+    error: str | None
+
+
+def all_lessons(root: Path = ROOT) -> list[Lesson]:
+    """Every lesson in reading order: ``NN-*/NN-*.ipynb``, or ``NN-*/NN-slug/NN-*.ipynb`` for a lesson that is a folder."""
+    found = []
+    for chapter in sorted(root.glob("[0-9][0-9]-*/")):
+        for path in chapter.glob("**/[0-9][0-9]-*.ipynb"):
+            parts = path.relative_to(root).parts
+            if ".ipynb_checkpoints" not in parts and all(_NUMBERED.match(part) for part in parts):
+                name = "/".join(parts[:2]).removesuffix(".ipynb")
+                found.append(Lesson(name, path))
+    return sorted(found, key=lambda lesson: lesson.name)
+
+
+def resolve(target: str, root: Path = ROOT) -> list[Lesson]:
+    """The lessons that a name means.
+
+    Args:
+        target: ``all``; ``demo`` (a short one of each chapter); a chapter (``01`` or its full name); a lesson (its
+            full name, or the part after the slash); or the path of a notebook.
+        root: Where the chapters are.
+
+    Raises:
+        RoadmapError: Nothing, or more than one lesson, has that name.
+    """
+    lessons = all_lessons(root)
+    if target.endswith(".ipynb") and Path(target).is_file():
+        path = Path(target).resolve()
+        return [next((one for one in lessons if one.path == path), Lesson(path.stem, path))]
+    if target == "all":
+        return lessons
+    if target == "demo":
+        return _demo(lessons)
+    name = target.strip("/").removesuffix(".ipynb")
+    chapter = [one for one in lessons if name in (one.name.split("/")[0], one.name[:2])]
+    exact = [one for one in lessons if name in (one.name, one.name.split("/")[1])]
+    if len(exact) > 1:
+        raise RoadmapError(f"{target!r} means {len(exact)} lessons: {', '.join(one.name for one in exact)}; give the full name.")
+    if not (exact or chapter):
+        close = [one.name for one in lessons if name.lower() in one.name.lower()]
+        hint = f" Did you mean {', '.join(close[:3])}?" if close else ""
+        raise RoadmapError(f"There is no lesson or chapter named {target!r}.{hint} See: python -m common list")
+    return exact or chapter
+
+
+def _demo(lessons: list[Lesson]) -> list[Lesson]:
+    """Of each chapter the lesson whose metadata says so, else its first."""
+    chosen: dict[str, Lesson] = {}
+    for one in lessons:
+        chapter = one.name.split("/")[0]
+        if chapter not in chosen or one.read()["metadata"].get("roadmap", {}).get("demo"):
+            chosen[chapter] = one
+    return list(chosen.values())
+
+
+def execute(lesson: Lesson, *, scale: str = "tiny", store: bool = False, tick: Callable[[], object] = lambda: None) -> Run:
+    """Run a lesson top to bottom in a fresh kernel.
+
+    Args:
+        lesson: What to run.
+        scale: ``"tiny"`` or ``"full"``.
+        store: Write the outputs into the lesson itself (only if every cell ran); else into ``outputs/executed``.
+        tick: Called after each cell.
+
+    Returns:
+        Seconds, where the executed notebook was written, and the error of the first failing cell.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    lesson.read()
+    notebook = nbformat.read(lesson.path, as_version=4)
+    environment = os.environ | {"ROADMAP_SCALE": scale, "ROADMAP_QUIET": "1", "PYTHONPATH": _python_path()}
+    if scale == "tiny":  # the same figures on every machine, and no quarrel between two kernels
+        environment |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    else:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+            environment.pop(name, None)
+    client = NotebookClient(
+        notebook,
+        timeout=600 if scale == "tiny" else None,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(lesson.path.parent)}},
+        on_cell_executed=lambda **_: tick(),
+    )
+    began, error = time.perf_counter(), None
+    try:
+        client.execute(env=environment)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
+        error = str(problem).strip()
+    seconds = time.perf_counter() - began
+    executed = outputs("executed") / f"{lesson.name.replace('/', '--')}.{scale}.ipynb"
+    target = lesson.path if store and error is None else executed
+    _write(_tidy(notebook), target)
+    return Run(lesson, seconds, target, error)
+
+
+def _python_path() -> str:
+    """Kernels start in the lesson's folder; a copied lesson's ``common`` is found through this."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def _tidy(notebook: Any) -> Any:
+    """Keep what a reader sees, so that a second run gives the same bytes."""
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+def _write(notebook: Any, path: Path) -> None:
+    import nbformat
+
+    part = path.with_suffix(".part")
+    nbformat.write(notebook, part)
+    part.replace(path)  # an interrupted run leaves the old notebook whole
+
+
+def copy(target: str, destination: Path, *, force: bool = False, root: Path = ROOT) -> list[Path]:
+    """Copy lessons into a folder that runs on its own: with ``common``, the assets they use and their requirements.
+
+    Args:
+        target: As in :func:`resolve`.
+        destination: A new or empty folder.
+        force: Allow a folder that holds files; those of the same name are replaced.
+        root: The repository.
+
+    Returns:
+        The copied notebooks.
+
+    Raises:
+        RoadmapError: Unknown lesson; a destination that holds files, lies inside the repository's own folders, or is a file.
+    """
+    lessons = resolve(target, root)
+    destination = destination.expanduser().resolve()
+    if destination.is_file():
+        raise RoadmapError(f"{destination} is a file; give the name of a folder.")
+    if destination == root or root in destination.parents:
+        raise RoadmapError(f"{destination} lies inside the course itself; give a folder outside {root}.")
+    if destination.is_dir() and any(destination.iterdir()) and not force:
+        raise RoadmapError(f"{destination} is not empty; give another folder, or --force to write into it.")
+    destination.mkdir(parents=True, exist_ok=True)
+    copied = []
+    for lesson in lessons:
+        if lesson.path.parent.parent == root:
+            copied.append(Path(shutil.copy(lesson.path, destination / lesson.path.name)))
+        else:  # a lesson that is a folder takes its scripts along
+            shutil.copytree(lesson.path.parent, destination / lesson.path.parent.name, dirs_exist_ok=True, ignore=_LITTER)
+            copied.append(destination / lesson.path.parent.name / lesson.path.name)
+    shutil.copytree(root / "common", destination / "common", dirs_exist_ok=True, ignore=_LITTER)
+    assets = root / ASSETS.relative_to(ROOT)
+    for folder in _assets_used(lessons):
+        shutil.copytree(assets / folder, destination / "assets" / folder, dirs_exist_ok=True, ignore=_LITTER)
+    (destination / "requirements.txt").write_text("\n".join(_requirements(root)) + "\n", encoding="utf-8")
+    (destination / "README.md").write_text(_readme(lessons, copied, destination), encoding="utf-8")
+    return copied
+
+
+_LITTER = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*-run", "outputs")
+
+
+def _assets_used(lessons: list[Lesson]) -> Iterator[str]:
+    yield from ("fonts", "metrics")
+    code = "\n".join(lesson.code for lesson in lessons)
+    for name, card in MODELS.items():
+        if re.search(rf"""checkpoint\(["']{name}["']\)""", code):
+            yield f"models/{card.tiny}"
+
+
+def _requirements(root: Path) -> list[str]:
+    """The project's own dependencies at the versions that were tested together."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tested = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if "==" in line)
+    tested = {name.lower().replace("_", "-"): version for name, version in tested.items()}
+    names = [re.split(r"[<>=!~\[ ]", requirement)[0] for requirement in project["dependencies"]]
+    return [f"{name}=={tested[key]}" if (key := name.lower().replace("_", "-")) in tested else name for name in names]
+
+
+def _readme(lessons: list[Lesson], copied: list[Path], destination: Path) -> str:
+    first = copied[0].relative_to(destination).as_posix()
+    lines = [
+        f"# Started from {', '.join(lesson.name for lesson in lessons)}",
+        "",
+        "This folder runs on its own. In it:",
+        "",
+        "```",
+        "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt",
+        f".venv/bin/python -m common run {first}",
+        "```",
+        "",
+        "or open the notebook in JupyterLab. The executed notebook is written to `outputs/executed`.",
+        "",
+        "## The lines to edit",
+        "",
+    ]
+    for lesson in lessons:
+        found = list(dict.fromkeys(match.group().split("  #")[0].rstrip() for match in _TO_EDIT.finditer(lesson.code)))
+        lines += [f"In `{lesson.path.name}`:", "", "```python", *found[:3], "```", ""]
+    lines += [
+        'Your own data: `DATA = load_data("my.csv", text="review", label="stars")` - a `.csv`, `.tsv`, `.json`, `.jsonl` or',
+        "`.parquet` file; the two names are your columns. It is deduplicated and split 80/10/10 within each label.",
+        "",
+        'Your own model: `MODEL = "path/or/hub-name"`. Real models on a GPU without editing: `ROADMAP_SCALE=full`.',
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,465 @@
+"""A training loop to rely on, and the defaults of the library's own.
+
+``fit`` is the loop that lesson 04 of the first chapter writes by hand, with what a long run needs around it. What is
+unusual: it stores no random state. Every optimiser step seeds the generators from ``(seed, step)`` and every batch
+from ``(seed, epoch, place in the epoch)``, so a run resumed after a crash continues with the very same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from common.errors import RoadmapError
+from common.hardware import set_seed
+from common.scale import pick, progress
+
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+
+
+@dataclass
+class History:
+    """What happened in a run.
+
+    Attributes:
+        steps: One record per optimiser step: ``step``, ``epoch`` (fractional), ``loss`` (nats), ``lr``.
+        evaluations: One record per evaluation: ``step`` and the metrics.
+        best: The evaluation whose weights the model holds at the end, or None if no metric was chosen.
+        seconds: Wall-clock time of this process in the loop, evaluation and saving included.
+        tokens: Input positions seen by this process, padding included.
+        stopped: Why the run ended: ``"done"`` or ``"no better evaluation"``.
+    """
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    stopped: str = "done"
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of each optimiser step, in nats."""
+        return [record["loss"] for record in self.steps]
+
+
+def fit(
+    model: torch.nn.Module,
+    train: DataLoader[Any],
+    *,
+    epochs: int | None = None,
+    max_steps: int | None = None,
+    lr: float = 5e-5,
+    weight_decay: float = 0.01,
+    schedule: str = "linear",
+    warmup: float = 0.1,
+    optimizer: torch.optim.Optimizer | None = None,
+    accumulate: int = 1,
+    clip: float | None = 1.0,
+    precision: Literal["no", "bf16", "fp16"] = "no",
+    evaluate: Evaluate | None = None,
+    evaluate_every: int | None = None,
+    best: str | None = None,
+    patience: int | None = None,
+    folder: str | Path | None = None,
+    save_every: int | None = None,
+    resume: bool = False,
+    seed: int = 42,
+    label: str = "train",
+) -> History:
+    """Train a model whose ``forward(**batch)`` returns an object with ``loss``.
+
+    Runs on one device, or on several when started by torchrun (the loader is then sharded by accelerate).
+
+    Args:
+        model: Trained in place; at the end it is in evaluation mode and, if ``best`` is given, has the best weights.
+        train: Yields dictionaries of tensors. Randomness in the data belongs in its ``collate_fn``.
+        epochs: Passes over the data; or give ``max_steps``.
+        max_steps: Optimiser steps; the data is repeated as needed.
+        lr: Peak learning rate of the AdamW made here (ignored if ``optimizer`` is given).
+        weight_decay: Of matrices only; biases and norms (fewer than two dimensions) are never decayed.
+        schedule: A name that ``transformers.get_scheduler`` knows, such as ``"linear"``, ``"cosine"``, ``"constant"``.
+        warmup: Part of all steps over which the rate rises from 0.
+        optimizer: Your own, made from this model's parameters; the schedule scales its rate.
+        accumulate: Batches per optimiser step; their mean losses count equally.
+        clip: Largest gradient norm, or None.
+        precision: Autocast format. On a CPU keep ``"no"``.
+        evaluate: Called with the model in evaluation mode and without gradients; returns metrics.
+        evaluate_every: Optimiser steps between evaluations; None means at the end of each epoch.
+        best: The metric to choose weights by, higher is better; ``"-loss"`` means lower ``"loss"`` is better.
+        patience: Stop after this many evaluations without a better ``best``.
+        folder: Where checkpoints go. An earlier run's checkpoints there are continued (``resume=True``) or refused.
+        save_every: Optimiser steps between checkpoints.
+        resume: Continue from the newest checkpoint in ``folder``, if there is one.
+        seed: Seeds the order of the data and everything random in a step.
+        label: What the progress bar is called.
+
+    Raises:
+        RoadmapError: Arguments that contradict each other, checkpoints in the way, no loss, or a loss that is not finite.
+
+    Source:
+        Accelerate documentation, "Gradient accumulation" and "Checkpointing".
+    """
+    from accelerate import Accelerator, skip_first_batches
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DataLoaderConfiguration
+    from transformers import get_scheduler
+
+    _check(train, epochs, max_steps, evaluate, best, patience, folder, save_every, resume, accumulate)
+    AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision,
+        gradient_accumulation_steps=accumulate,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+    )
+    optimizer = optimizer or adamw(model, lr=lr, weight_decay=weight_decay)
+    run_model, run_optimizer, loader = accelerator.prepare(model, optimizer, train)
+    epoch_steps = math.ceil(len(loader) / accumulate)
+    total = max_steps or epoch_steps * (epochs or 1)
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=int(warmup * total), num_training_steps=total)
+    accelerator.register_for_checkpointing(scheduler)
+    loader.base_dataloader.collate_fn = collate = _SeededCollate(loader.base_dataloader.collate_fn, seed)
+
+    history, keeper = History(), _Keeper(model, best, Path(folder) if folder else None)
+    step = batches = 0  # optimiser steps in all; batches of the current epoch
+    if resume and (found := latest_checkpoint(folder)):
+        accelerator.load_state(str(found))
+        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+        step, batches, history.tokens = state["step"], state["batches"], state["tokens"]
+        history.steps, history.evaluations, history.best = state["steps"], state["evaluations"], state["best"]
+        keeper.value, keeper.waited, keeper.step = state["value"], state["waited"], state["best_step"]
+        accelerator.print(f"Resumed {label} at step {step} of {total} from {found.name}.")
+
+    def evaluation() -> None:
+        if evaluate is None:
+            return
+        with evaluating(model):
+            record = {"step": float(step), **evaluate(accelerator.unwrap_model(run_model))}
+        history.evaluations.append(record)
+        if keeper.look(record):
+            history.best = record
+
+    def save() -> None:
+        if folder is None:
+            return
+        state = {"step": step, "batches": batches, "tokens": history.tokens, "steps": history.steps}
+        state |= {"evaluations": history.evaluations, "best": history.best, "value": keeper.value}
+        _save(accelerator, Path(folder), step, state | {"waited": keeper.waited, "best_step": keeper.step})
+        keeper.prune()
+
+    began = time.perf_counter()
+    bar = progress(total=total, label=label)
+    bar.update(step)
+    waiting: list[tuple[dict[str, float], list[torch.Tensor]]] = []  # losses not yet fetched: fetching makes a GPU wait
+
+    def settle() -> None:
+        for record, parts in waiting:
+            record["loss"] = math.fsum(part.item() for part in parts) / len(parts)
+            if not math.isfinite(record["loss"]):
+                raise RoadmapError(
+                    f"The loss became {record['loss']} at step {record['step']:.0f}; lower lr, raise warmup, or check the labels "
+                    "(-100 everywhere in a batch also gives nan)."
+                )
+            history.steps.append(record)
+        if waiting:
+            bar.set_postfix(loss=f"{history.losses[-1]:.3f}", refresh=False)
+        waiting.clear()
+
+    parts: list[torch.Tensor] = []
+    run_model.train()
+    while step < total and not keeper.exhausted(patience):
+        epoch = step // epoch_steps
+        loader.set_epoch(epoch)
+        collate.start(epoch, batches)
+        for batch in skip_first_batches(loader, batches) if batches else loader:
+            with accelerator.accumulate(run_model):
+                set_seed((seed * 1_000_003 + step * accumulate + len(parts)) % 2**32)
+                loss = getattr(run_model(**batch), "loss", None)
+                if loss is None:
+                    raise RoadmapError(
+                        f"The model returned no loss; its batch has the keys {sorted(batch)}: is 'labels' missing?"
+                    )
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and clip is not None:
+                    accelerator.clip_grad_norm_(run_model.parameters(), clip)
+                run_optimizer.step()
+                run_optimizer.zero_grad()
+            batches += 1
+            parts.append(loss.detach())
+            history.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
+            if not accelerator.sync_gradients:
+                continue
+            rate = scheduler.get_last_lr()[0]
+            scheduler.step()
+            step += 1
+            waiting.append(({"step": step, "epoch": step / epoch_steps, "lr": rate}, parts))
+            parts = []
+            bar.update()
+            end_of_epoch = batches >= len(loader)
+            batches = 0 if end_of_epoch else batches
+            evaluate_now = step % evaluate_every == 0 if evaluate_every else end_of_epoch
+            save_now = save_every is not None and step % save_every == 0
+            if len(waiting) >= 20 or evaluate_now or save_now or step >= total:
+                settle()
+            if evaluate_now or (step >= total and evaluate_every):
+                evaluation()
+            if save_now:
+                save()
+            if step >= total or keeper.exhausted(patience):
+                break
+    bar.close()
+    if evaluate is not None and (not history.evaluations or history.evaluations[-1]["step"] != step):
+        evaluation()  # max_steps need not end with an epoch
+    keeper.restore(history.best)
+    if folder is not None:
+        save()
+    accelerator.free_memory()
+    model.eval()
+    history.stopped = "no better evaluation" if keeper.exhausted(patience) and step < total else "done"
+    history.seconds = time.perf_counter() - began
+    return history
+
+
+def adamw(model: torch.nn.Module, *, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, without decay for biases and norms (fewer than two dimensions).
+
+    Raises:
+        RoadmapError: If every parameter is frozen.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise RoadmapError("Every parameter of the model is frozen (requires_grad is False); nothing can be trained.")
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Evaluation mode without gradients inside the block; the former mode after it."""
+    before = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        model.train(before)
+
+
+def predict(model: torch.nn.Module, loader: DataLoader[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits and labels of a whole loader, on the CPU.
+
+    Args:
+        model: On any device; its ``forward(**batch)`` returns an object with ``logits``.
+        loader: Yields dictionaries of tensors, in order (no shuffling).
+
+    Returns:
+        ``logits`` of shape ``(examples, ...)`` and ``labels`` of shape ``(examples, ...)``, or None without labels.
+        Sequences of different lengths are padded at the end: logits with 0, labels with -100.
+    """
+    home = next(model.parameters()).device
+    logits, labels = [], []
+    with evaluating(model):
+        for batch in loader:
+            batch = {key: value.to(home) for key, value in batch.items()}
+            logits.append(model(**batch).logits.float().cpu())
+            if "labels" in batch:
+                labels.append(batch["labels"].cpu())
+    return _stack(logits, 0), _stack(labels, -100) if labels else None
+
+
+def latest_checkpoint(folder: str | Path | None) -> Path | None:
+    """The newest complete checkpoint that :func:`fit` left in a folder, or None."""
+    found = sorted(Path(folder).glob("step-*/state.json")) if folder else []
+    return found[-1].parent if found else None
+
+
+def training_arguments(output_dir: str | Path, **overrides: Any) -> Any:
+    """``TrainingArguments`` for both scales: quiet, offline, no trackers, one seed; bf16 where a GPU has it.
+
+    Args:
+        output_dir: Where the Trainer writes checkpoints.
+        overrides: Any field of ``transformers.TrainingArguments``.
+
+    Raises:
+        RoadmapError: A field that does not exist in the installed version (many were renamed in version 5).
+    """
+    from transformers import TrainingArguments
+
+    has_gpu = torch.cuda.is_available()
+    defaults: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": pick(tiny=1e-3, full=2e-5),
+        "warmup_steps": 0.1,  # below 1 it is a part of all steps
+        "weight_decay": 0.01,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "logging_steps": 10,
+        "use_cpu": not has_gpu,  # without it a machine without GPU warns about pinned memory
+        "bf16": has_gpu and torch.cuda.is_bf16_supported(),
+        "disable_tqdm": True,
+        "report_to": "none",
+        "seed": 42,
+    }
+    if missing := set(overrides) - set(TrainingArguments.__dataclass_fields__):
+        names = ", ".join(sorted(missing))
+        raise RoadmapError(
+            f"TrainingArguments has no {names} in this version of transformers; see its documentation for the new name."
+        )
+    return TrainingArguments(**(defaults | overrides))
+
+
+# ------------------------------------------------------------------------------------------------ what fit() stands on
+
+
+class _SeededCollate:
+    """Runs a collate function with the generators seeded by (seed, epoch, place), so its randomness can be repeated.
+
+    With worker processes each has its own copy that counts its own batches; then only a collate function without
+    randomness resumes exactly.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], seed: int):
+        self.collate, self.seed = collate, seed
+        self.start(0, 0)
+
+    def start(self, epoch: int, place: int) -> None:
+        self.epoch, self.place = epoch, place
+
+    def __call__(self, examples: list[Any]) -> Any:
+        set_seed((self.seed * 7_368_787 + self.epoch * 104_729 + self.place) % 2**32)
+        self.place += 1
+        return self.collate(examples)
+
+
+class _Keeper:
+    """Keeps the weights of the best evaluation, in a file if there is a folder, else in memory."""
+
+    def __init__(self, model: torch.nn.Module, metric: str | None, folder: Path | None):
+        self.model, self.folder = model, folder
+        self.metric, self.sign = (metric or "").removeprefix("-"), -1.0 if (metric or "").startswith("-") else 1.0
+        self.value: float | None = None
+        self.step: int | None = None
+        self.waited = 0
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def look(self, record: dict[str, float]) -> bool:
+        """Whether this evaluation is the best so far; if so its weights are kept."""
+        if not self.metric:
+            return False
+        if self.metric not in record:
+            raise RoadmapError(f"best={self.metric!r} is not among the metrics that evaluate returned: {', '.join(record)}.")
+        value = self.sign * record[self.metric]
+        if self.value is not None and value <= self.value:
+            self.waited += 1
+            return False
+        self.value, self.waited, self.step = value, 0, int(record["step"])
+        if self.folder:
+            from safetensors.torch import save_model
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(self._file()))
+        else:
+            self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return True
+
+    def exhausted(self, patience: int | None) -> bool:
+        return patience is not None and self.waited >= patience
+
+    def restore(self, best: dict[str, float] | None) -> None:
+        if best is None:
+            return
+        if self.folder:
+            from safetensors.torch import load_model
+
+            load_model(self.model, str(self._file()))
+        else:
+            self.model.load_state_dict(self.weights)
+
+    def prune(self) -> None:
+        """Remove weights that no checkpoint refers to any more."""
+        if self.folder:
+            for file in self.folder.glob("best-*.safetensors"):
+                if file != self._file():
+                    file.unlink()
+
+    def _file(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"best-{self.step or 0:08d}.safetensors"
+
+
+def _save(accelerator: Any, folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint beside its place and move it there, so that a kill at any moment leaves the last one whole."""
+    part, done = folder / f"part-{step:08d}", folder / f"step-{step:08d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(part))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        shutil.rmtree(done, ignore_errors=True)
+        part.rename(done)
+        for old in folder.glob("step-*"):
+            if old != done:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def _check(
+    train: DataLoader[Any],
+    epochs: int | None,
+    max_steps: int | None,
+    evaluate: Evaluate | None,
+    best: str | None,
+    patience: int | None,
+    folder: str | Path | None,
+    save_every: int | None,
+    resume: bool,
+    accumulate: int,
+) -> None:
+    """One sentence for each combination of arguments that cannot be meant."""
+    if (epochs is None) == (max_steps is None):
+        raise RoadmapError("Give either epochs or max_steps, one of the two.")
+    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("accumulate", accumulate), ("save_every", save_every)):
+        if value is not None and value < 1:
+            raise RoadmapError(f"{name} is {value}; it must be at least 1.")
+    if len(train) == 0:
+        raise RoadmapError("The training loader is empty: no batch can be made of it (too few examples for drop_last=True?).")
+    if best and evaluate is None:
+        raise RoadmapError(f"best={best!r} needs evaluate=..., a function that returns that metric.")
+    if patience is not None and not best:
+        raise RoadmapError("patience needs best=..., the metric to be patient about.")
+    if (save_every or resume) and folder is None:
+        raise RoadmapError("save_every and resume need folder=..., where the checkpoints are.")
+    if not resume and (found := latest_checkpoint(folder)):
+        raise RoadmapError(
+            f"{folder} holds {found.name} of an earlier run; continue it with resume=True, or choose another folder."
+        )
+
+
+def _stack(parts: list[torch.Tensor], fill: int) -> torch.Tensor:
+    """Concatenate along the first dimension, padding the second to the longest."""
+    if parts[0].ndim > 1 and len({part.shape[1] for part in parts}) > 1:
+        longest = max(part.shape[1] for part in parts)
+        padded = [part.new_full((part.shape[0], longest, *part.shape[2:]), fill) for part in parts]
+        for target, part in zip(padded, parts):
+            target[:, : part.shape[1]] = part
+        parts = padded
+    return torch.cat(parts)

@@ -1,0 +1,1 @@
+"""Unit tests, the lesson lint, the drift guard, and the pytest plugin that runs the lessons."""

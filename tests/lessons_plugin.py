@@ -1,0 +1,279 @@
+"""The pytest plugin that runs the lessons: nbval, with its gaps closed.
+
+nbval runs each code cell as a test in one kernel per notebook. Left alone it waits out the whole cell timeout when a kernel
+has died, keeps running cells after a failure, accepts a cell that should raise and does not, and measures nothing. Here:
+
+* the kernel is always this Python, watched while a cell runs (:class:`WatchedKernel`);
+* after a failed cell the rest of the lesson is skipped (:class:`LessonCell`);
+* the folded solutions of the exercises run too, after the lesson, in its kernel;
+* each lesson has a budget of seconds and memory (:class:`LessonBudget`) and a line in the summary;
+* a kernel that outlives the run fails it;
+* this process and every child of it are offline (``tests/guard``) and use one thread.
+
+Run the lessons with ``pytest --nbval-lax -n 2 --dist loadfile 0*-*/``.
+Source: nbval 0.11 (``nbval.plugin``), the pytest and pytest-xdist hook references.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, RunningKernel
+from nbval.plugin import IPyNbCell, IPyNbFile
+
+from tests.lint import BUDGET, budget, solutions
+
+CELL_TIMEOUT = 120.0  # seconds; nbval's own default is over half an hour
+NBVAL_DEFAULT_TIMEOUT = 2000
+POLL = 0.5  # seconds between two looks at whether the kernel still lives
+GUARD = Path(__file__).parent / "guard"
+RUN_MARK = "ROADMAP_TEST_RUN"  # an environment variable that tells our kernels from everybody else's
+
+
+def prepare_environment() -> None:
+    """Set what the whole run inherits: xdist workers, kernels, and the processes that those start."""
+    os.environ |= {
+        "ROADMAP_SCALE": "tiny",
+        "ROADMAP_QUIET": "1",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+    os.environ.pop("MPLBACKEND", None)  # the kernel chooses its inline backend
+    folders = [str(GUARD), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker keeps the mark of the run that started it
+        os.environ[RUN_MARK] = uuid.uuid4().hex
+    sys.path.insert(0, str(GUARD))
+    import offline_guard
+
+    offline_guard.install()
+
+
+prepare_environment()  # at import: before any test module can import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    option = config.option
+    if not option.nbval_lax and not option.nbval:
+        return
+    if option.nbval_cell_timeout == NBVAL_DEFAULT_TIMEOUT:
+        option.nbval_cell_timeout = CELL_TIMEOUT
+    if getattr(option, "numprocesses", None) and option.dist != "loadfile":
+        raise pytest.UsageError("A lesson's cells must stay together on one worker: add --dist loadfile.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Iterator[Any]:
+    """Let nbval decide which files are notebooks, then collect them our way."""
+    collected = yield
+    return [LessonFile.from_parent(parent, path=file_path) if isinstance(node, IPyNbFile) else node for node in collected]
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+class KernelDied(Exception):
+    """The kernel's process ended while a cell ran."""
+
+
+class WatchedKernel(RunningKernel):
+    """nbval's kernel, which notices its own death within :data:`POLL` seconds and knows its peak memory."""
+
+    peak_mb = 0.0
+
+    def get_message(self, stream: str, timeout: float | None = None) -> dict:
+        """The next message of a stream.
+
+        Raises:
+            queue.Empty: After ``timeout`` seconds without one.
+            KernelDied: If the process has ended and everything it sent has been read.
+        """
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return super().get_message(stream, timeout=max(0.0, min(POLL, left)))
+            except Empty:
+                if hasattr(self, "km") and not self.is_alive():
+                    raise KernelDied from None
+                if left <= POLL:
+                    raise
+
+    def exit_code(self) -> int | None:
+        """The exit code of a kernel that has died; negative is the number of the signal that killed it."""
+        process = getattr(self.km.provisioner, "process", None)
+        return process.poll() if process else None
+
+    def measure(self) -> None:
+        """Update ``peak_mb``, in units of 1e6 bytes; a kernel that has gone leaves the last value."""
+        if hasattr(self, "km") and self.is_alive():
+            self.peak_mb = max(self.peak_mb, peak_megabytes(self.km.provisioner.pid))
+
+
+def peak_megabytes(pid: int) -> float:
+    """The peak resident memory of a process, in units of 1e6 bytes: VmHWM of Linux, elsewhere what it holds now."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+        return psutil.Process(pid).memory_info().rss / 1e6
+    except (OSError, psutil.Error):  # gone between the two looks
+        return 0.0
+
+
+class LessonFile(IPyNbFile):
+    """A lesson: its code cells, then its budget, then the solutions of its exercises."""
+
+    failed_at = ""  # the name of the cell that failed
+    kernel: WatchedKernel | None
+
+    def collect(self) -> Iterator[pytest.Item]:
+        number = -1
+        for cell in super().collect():
+            number = cell.cell_num
+            yield LessonCell.from_parent(self, name=cell.name, cell_num=number, cell=cell.cell, options=cell.options)
+        yield LessonBudget.from_parent(self, name="budget")
+        for i, source in enumerate(solutions(self.nb.cells), 1):
+            cell = new_code_cell(source)
+            yield LessonCell.from_parent(self, name=f"Solution {i}", cell_num=number + i, cell=cell, options=defaultdict(bool))
+
+    def setup(self) -> None:
+        """Start the kernel: always this Python, whatever kernels the machine has installed."""
+        self.started = time.monotonic()
+        self.kernel = WatchedKernel(
+            CURRENT_ENV_KERNEL_NAME, cwd=str(self.path.parent), startup_timeout=self.config.option.nbval_kernel_startup_timeout
+        )
+        self.setup_sanitize_files()
+
+    def teardown(self) -> None:
+        if self.kernel is not None and hasattr(self.kernel, "km"):  # nbval deletes `km` when it has stopped the kernel
+            self.kernel.stop()
+
+
+class LessonCell(IPyNbCell):
+    """A code cell that runs only while everything before it has passed."""
+
+    def setup(self) -> None:
+        if self.parent.failed_at:
+            pytest.skip(f"{self.parent.failed_at} failed, so the rest of {self.path.name} was not run")
+
+    def runtest(self) -> None:
+        try:
+            super().runtest()
+            if self.parent.timed_out:  # the cell swallowed nbval's interrupt
+                self.raise_cell_error(f"Timeout of {self.config.option.nbval_cell_timeout:g} seconds exceeded executing cell")
+            if self.options["check_exception"] and not any(out.output_type == "error" for out in self.test_outputs):
+                self.raise_cell_error("The cell is tagged raises-exception but raised nothing")
+        except KernelDied:
+            self.parent.failed_at = self.name
+            self.raise_cell_error(f"The kernel died with exit code {self.parent.kernel.exit_code()} while this cell ran")
+        except Exception:
+            self.parent.failed_at = self.name
+            raise
+        finally:
+            self.parent.kernel.measure()
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.name}::{self.name}"
+
+
+class LessonBudget(pytest.Item):
+    """The last test of a lesson: what it took against what it may take."""
+
+    def runtest(self) -> None:
+        try:
+            allowed, problem = budget(self.parent.nb.metadata), ""
+        except ValueError as error:
+            allowed, problem = BUDGET, str(error)
+        seconds, megabytes = time.monotonic() - self.parent.started, self.parent.kernel.peak_mb
+        self.user_properties.append(("lesson", [seconds, allowed["budget_seconds"], megabytes, allowed["budget_mb"]]))
+        if problem:
+            pytest.fail(problem, pytrace=False)
+        if self.parent.failed_at:
+            pytest.skip(f"{self.parent.failed_at} failed, so the budget of {self.path.name} was not judged")
+        over = [
+            f"{used:,.1f} {unit} of {limit:,} {unit}"
+            for used, limit, unit in (
+                (seconds, allowed["budget_seconds"], "seconds"),
+                (megabytes, allowed["budget_mb"], "MB"),
+            )
+            if used > limit
+        ]
+        if over:
+            pytest.fail(
+                f"{self.path.name} is over its budget: it used {' and '.join(over)}; make the lesson smaller, "
+                'or give the reason in it and raise metadata.roadmap {"budget_seconds", "budget_mb"}.',
+                pytrace=False,
+            )
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.name}::budget"
+
+
+# ---------------------------------------------------------------------------------------------------------- reporting
+
+_LEFT_OVER = pytest.StashKey[list[str]]()
+
+
+def left_over_kernels(mark: str) -> list[psutil.Process]:
+    """The kernels that this run started and that are still alive, told by the mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_kernel = any("ipykernel" in word for word in process.cmdline())  # a zombie has no command line
+            if is_kernel and process.environ().get(RUN_MARK) == mark:
+                found.append(process)
+        except psutil.Error:  # gone, or somebody else's
+            continue
+    return found
+
+
+@pytest.hookimpl(trylast=True)  # after xdist has ended its workers
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workerinput"):
+        return
+    alive = left_over_kernels(os.environ[RUN_MARK])
+    _, alive = psutil.wait_procs(alive, timeout=2)  # one that is just ending is no fault
+    session.config.stash[_LEFT_OVER] = [f"process {p.pid}: {' '.join(p.cmdline())}" for p in alive]
+    for process in alive:
+        process.kill()
+    if alive:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One line per lesson, however many workers ran them, and the kernels that were left running."""
+    reports = [r for reports in terminalreporter.stats.values() for r in reports if isinstance(r, pytest.TestReport)]
+    failed = {r.nodeid.partition("::")[0] for r in reports if r.failed}
+    rows = sorted(
+        (r.nodeid.partition("::")[0], *v) for r in reports if r.when == "call" for k, v in r.user_properties if k == "lesson"
+    )
+    if rows:
+        terminalreporter.section("lessons")
+        width = max(len(row[0]) for row in rows)
+        terminalreporter.write_line(f"{'lesson':{width}}  result   seconds  (budget)  peak MB  (budget)")
+        for name, seconds, max_seconds, megabytes, max_megabytes in rows:
+            result = "FAILED" if name in failed else "passed"
+            times = f"{seconds:8.1f}  {f'({max_seconds:g})':>8}  {megabytes:7,.0f}  {f'({max_megabytes:,g})':>8}"
+            terminalreporter.write_line(f"{name:{width}}  {result}  {times}")
+        total, highest = sum(row[1] for row in rows), max(row[3] for row in rows)
+        terminalreporter.write_line(f"{len(rows)} lessons, {total:.0f} s in all, at most {highest:,.0f} MB")
+    if left := config.stash.get(_LEFT_OVER, []):
+        terminalreporter.section("kernels left running")
+        terminalreporter.write_line(f"{len(left)} kernel(s) outlived the run and were ended; close what a lesson opens:")
+        for line in left:
+            terminalreporter.write_line(f"  {line}")
