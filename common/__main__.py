@@ -246,12 +246,12 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from common.pretraining import measure, pretrain
+    from common.pretraining import make, measure
 
     if options.measure:
         print(f"Measured; see {_near(measure(options.name) / 'README.md')}")
     else:
-        folder = pretrain(options.name, steps=options.steps, out=options.out, force=options.force, resume=options.resume)
+        folder = make(options.name, steps=options.steps, out=options.out, force=options.force, resume=options.resume)
         print(f"Written to {_near(folder)}; its README.md is the card.")
     return 0
 

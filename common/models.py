@@ -43,6 +43,20 @@ class ModelCard:
 
 MODELS = {
     "bert": ModelCard("encoder, masked language model", "tiny-bert-zh", "hfl/chinese-macbert-base", 102, "Apache-2.0"),
+    "bert-sentiment": ModelCard(
+        "that encoder, fine-tuned on reviews",
+        "tiny-bert-zh-sentiment",
+        "uer/roberta-base-finetuned-jd-binary-chinese",
+        102,
+        "not stated",
+    ),
+    "bert-ner": ModelCard(
+        "that encoder, fine-tuned on named entities",
+        "tiny-bert-zh-ner",
+        "uer/roberta-base-finetuned-cluener2020-chinese",
+        102,
+        "not stated",
+    ),
     "qwen": ModelCard("decoder, causal language model", "tiny-qwen-zh", "Qwen/Qwen2.5-0.5B-Instruct", 494, "Apache-2.0"),
 }
 

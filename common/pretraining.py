@@ -26,7 +26,7 @@ from common.hardware import machine, parameters, set_seed
 from common.metrics import seqeval
 from common.models import MODELS_DIR, file_hashes, from_scratch, read_card
 from common.text import align_labels
-from common.training import evaluating, fit, predict
+from common.training import History, evaluating, fit, predict
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHAT_TEMPLATE = """{%- for message in messages -%}
@@ -67,15 +67,47 @@ RECIPES = {
 }
 
 
-def pretrain(name: str, *, steps: int | None = None, out: Path | None = None, force: bool = False, resume: bool = False) -> Path:
-    """Train a shipped checkpoint from random weights and write it with its card.
+@dataclass(frozen=True)
+class Trial:
+    """One fine-tuning recipe, used from the checkpoint and from random weights alike."""
+
+    task: str
+    examples: int | None
+    epochs: int
+    lr: float
+    length: int = 128
+    batch: int = 16
+
+    @property
+    def metric(self) -> str:
+        """What it is judged by."""
+        return "strict entity F1" if self.task == "ner" else "accuracy"
+
+
+TRIALS = {
+    "tiny-bert-zh": (
+        Trial("ner", 3_000, epochs=4, lr=2e-3),
+        Trial("sentiment", 4_000, epochs=2, lr=1e-3),
+        Trial("sentiment", None, epochs=2, lr=1e-3),
+    ),
+    "tiny-qwen-zh": (Trial("sentiment", 4_000, epochs=2, lr=1e-3),),
+}
+
+FINE_TUNED = {
+    "tiny-bert-zh-ner": ("tiny-bert-zh", TRIALS["tiny-bert-zh"][0]),
+    "tiny-bert-zh-sentiment": ("tiny-bert-zh", TRIALS["tiny-bert-zh"][2]),
+}
+
+
+def make(name: str, *, steps: int | None = None, out: Path | None = None, force: bool = False, resume: bool = False) -> Path:
+    """Make a shipped checkpoint anew: pre-train it, or fine-tune it from the one it stands on.
 
     Args:
-        name: A key of :data:`RECIPES`.
-        steps: Instead of the recipe's, for a trial.
+        name: A key of :data:`RECIPES` or :data:`FINE_TUNED`.
+        steps: Instead of the recipe's, for a trial (pre-training only).
         out: Where the checkpoint goes; by default its place in ``assets/models``.
         force: Replace a checkpoint that is there.
-        resume: Continue an interrupted run of the same name.
+        resume: Continue an interrupted run of the same name (pre-training only).
 
     Returns:
         The folder.
@@ -83,11 +115,18 @@ def pretrain(name: str, *, steps: int | None = None, out: Path | None = None, fo
     Raises:
         RoadmapError: Unknown name, or a checkpoint in the way.
     """
-    if name not in RECIPES:
-        raise unknown("pre-training recipe", name, RECIPES)
-    folder = out or MODELS_DIR / name
+    if name not in RECIPES and name not in FINE_TUNED:
+        raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED])
+    folder = (out or MODELS_DIR / name).resolve()
     if (folder / "model.safetensors").exists() and not force:
         raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
+    if name in FINE_TUNED:
+        return _specialise(name, folder)
+    return pretrain(name, folder, steps=steps, resume=resume)
+
+
+def pretrain(name: str, folder: Path, *, steps: int | None = None, resume: bool = False) -> Path:
+    """Train a checkpoint from random weights and write it with its card; arguments as in :func:`make`."""
     recipe = RECIPES[name]
     work = folder.parent / f".{name}-run"
     corpus = load_data("corpus")
@@ -131,7 +170,7 @@ def pretrain(name: str, *, steps: int | None = None, out: Path | None = None, fo
         "recipe": asdict(recipe) | {"steps": len(history.steps)},
         "tokens_seen": history.tokens,
         "held_out": history.evaluations[-1],
-        "curve": [[int(r["step"]), round(r["loss"], 4)] for r in history.steps[:: max(1, len(history.steps) // 100)]],
+        "curve": _curve(history),
         "evaluations": history.evaluations,
         "seconds_of_last_run": round(time.perf_counter() - began),
         "machine": machine(),
@@ -144,17 +183,48 @@ def pretrain(name: str, *, steps: int | None = None, out: Path | None = None, fo
     return folder
 
 
+def _specialise(name: str, folder: Path) -> Path:
+    """Fine-tune a shipped checkpoint on one task and write it with its card."""
+    base, trial = FINE_TUNED[name]
+    began = time.perf_counter()
+    tuned = fine_tune(MODELS_DIR / base, trial, pretrained=True, seed=42)
+    folder.mkdir(parents=True, exist_ok=True)
+    tuned.model.to(torch.float16).save_pretrained(folder)
+    tuned.tokenizer.save_pretrained(folder)
+    card = {
+        "name": name,
+        "parameters": parameters(tuned.model),
+        "recipe": asdict(trial) | {"base": base, "steps": len(tuned.history.steps)},
+        "tokens_seen": tuned.history.tokens,
+        "held_out": {f"test {trial.metric}": tuned.score},
+        "curve": _curve(tuned.history),
+        "seconds_of_last_run": round(time.perf_counter() - began),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "data": f"load_data('{trial.task}'), {trial.examples or 'all'} training examples",
+        "licence": f"Apache-2.0 for the weights; the texts' own terms are in `python -m common data {trial.task}`",
+    }
+    write_card(folder, card)
+    return folder
+
+
+def _curve(history: History) -> list[list[float]]:
+    """About a hundred points of a training curve: step and loss in nats."""
+    return [[int(r["step"]), round(r["loss"], 4)] for r in history.steps[:: max(1, len(history.steps) // 100)]]
+
+
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write ``card.json`` (with the hashes of the checkpoint's files) and the README made from it."""
     card = card | {"sha256": file_hashes(folder)}
     (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    origin = f"fine-tuned from {card['recipe']['base']}" if "base" in card["recipe"] else "pre-trained from random weights"
     curve = [loss for _, loss in card["curve"]]
     falls = " → ".join(f"{curve[i]:.2f}" for i in (0, len(curve) // 4, len(curve) // 2, -1))
     held = ", ".join(f"{key} {value:.4g}" for key, value in card["held_out"].items() if key != "step")
     lines = [
         f"# {card['name']}",
         "",
-        f"Pre-trained from random weights by `python -m common pretrain {card['name']}`.",
+        f"Made by `python -m common pretrain {card['name']}`, {origin}.",
         "",
         "| | |",
         "|---|---|",
@@ -374,24 +444,6 @@ _DECODER = _Family(bpe_tokenizer, decoder_model, _causal_collate, held_out_perpl
 # ------------------------------------------------------------------------------------------------ what it gives
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One fine-tuning recipe, used from the checkpoint and from random weights alike."""
-
-    task: str
-    examples: int | None
-    epochs: int
-    lr: float
-    length: int = 128
-    batch: int = 16
-
-
-TRIALS = {
-    "tiny-bert-zh": (Trial("ner", 3_000, epochs=4, lr=2e-3), Trial("sentiment", None, epochs=3, lr=1e-3)),
-    "tiny-qwen-zh": (Trial("sentiment", 4_000, epochs=3, lr=1e-3),),
-}
-
-
 def measure(name: str, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
     """Fine-tune from the checkpoint and from random weights, and write mean and deviation on test into the card.
 
@@ -405,17 +457,27 @@ def measure(name: str, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
     card, folder = read_card(name), MODELS_DIR / name
     card["fine_tuning"] = []
     for trial in TRIALS[name]:
-        row: dict[str, Any] = asdict(trial) | {"metric": "accuracy" if trial.task == "sentiment" else "strict entity F1"}
+        row: dict[str, Any] = asdict(trial) | {"metric": trial.metric}
         for start in ("random", "pretrained"):
-            values = [fine_tune(folder, trial, pretrained=start == "pretrained", seed=seed) for seed in seeds]
+            values = [fine_tune(folder, trial, pretrained=start == "pretrained", seed=seed).score for seed in seeds]
             row[start] = {"values": values, "mean": statistics.mean(values), "std": statistics.stdev(values)}
         card["fine_tuning"].append(row)
         write_card(folder, card)
     return folder
 
 
-def fine_tune(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> float:
-    """One fine-tuning run; the metric of its task on the test split (the last weights, nothing chosen on test).
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model with its score on the test split."""
+
+    model: Any
+    tokenizer: Any
+    history: History
+    score: float
+
+
+def fine_tune(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tuned:
+    """One fine-tuning run, scored on the test split (the last weights; nothing is chosen on test).
 
     Args:
         folder: A checkpoint.
@@ -436,33 +498,30 @@ def fine_tune(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> flo
     data = load_data(trial.task)
     auto: Any = AutoModelForTokenClassification if trial.task == "ner" else AutoModelForSequenceClassification
     encode = _encode_tags if trial.task == "ner" else _encode_text
-    labels = len(NER_TAGS) if trial.task == "ner" else 2
+    names = NER_TAGS if trial.task == "ner" else data["train"].features["label"].names
+    labels = {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
     splits = {}
     for split in ("train", "test"):
         rows = data[split].select(range(trial.examples)) if split == "train" and trial.examples else data[split]
         splits[split] = [encode(tokenizer, row, trial.length) for row in rows]
     set_seed(seed)
     if pretrained:
-        model = auto.from_pretrained(folder, num_labels=labels, dtype=torch.float32)
+        model = auto.from_pretrained(folder, dtype=torch.float32, **labels)
     else:
-        model = from_scratch(auto, str(folder), num_labels=labels)
+        model = from_scratch(auto, str(folder), **labels)
     collate: Any = (DataCollatorForTokenClassification if trial.task == "ner" else DataCollatorWithPadding)(tokenizer)
     sampler = LengthGroupedSampler(trial.batch, lengths=[len(row["input_ids"]) for row in splits["train"]])
     train: DataLoader[Any] = DataLoader(splits["train"], batch_size=trial.batch, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
-    fit(
-        model,
-        train,
-        epochs=trial.epochs,
-        lr=trial.lr,
-        seed=seed,
-        label=f"{trial.task} {'pretrained' if pretrained else 'random'} {seed}",
-    )
+    history = fit(model, train, epochs=trial.epochs, lr=trial.lr, seed=seed, label=f"{trial.task}, seed {seed}")
     logits, truth = predict(model, DataLoader(splits["test"], batch_size=64, collate_fn=collate))  # type: ignore[arg-type]
     assert truth is not None
-    if trial.task == "sentiment":
-        return float((logits.argmax(-1) == truth).float().mean())
-    tags = [[(NER_TAGS[p], NER_TAGS[t]) for p, t in zip(ps, ts) if t != -100] for ps, ts in zip(logits.argmax(-1), truth)]
-    return float(seqeval([[p for p, _ in row] for row in tags], [[t for _, t in row] for row in tags])["f1"])
+    guesses = logits.argmax(-1)
+    if trial.task == "ner":
+        tags = [[(NER_TAGS[g], NER_TAGS[t]) for g, t in zip(gs, ts) if t != -100] for gs, ts in zip(guesses, truth)]
+        score = seqeval([[g for g, _ in row] for row in tags], [[t for _, t in row] for row in tags])["overall_f1"]
+    else:
+        score = float((guesses == truth).float().mean())
+    return Tuned(model, tokenizer, history, score)
 
 
 def _encode_text(tokenizer: Any, row: dict[str, Any], length: int) -> dict[str, Any]:

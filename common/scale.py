@@ -25,7 +25,7 @@ _ALWAYS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # the only way to silence the "Loading weights" bar
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # one bar style in lessons: `progress` below
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "BITSANDBYTES_NOWELCOME": "1",
+    "TRANSFORMERS_VERBOSITY": "error",  # a new task head is announced as a table of missing weights at every load
 }
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 

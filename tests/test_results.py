@@ -62,6 +62,8 @@ def test_a_second_run_replaces_the_first_and_a_scale_has_its_own_file(folder, mo
     report(NER, accuracy=0.8, baseline=0.5, seconds=2)
     monkeypatch.setenv("ROADMAP_SCALE", "full")
     report(NER, accuracy=0.9, baseline=0.5, seconds=3)
+    unsorted = results.Path.glob  # a folder has no order of its own; alphabetically, full comes first
+    monkeypatch.setattr(results.Path, "glob", lambda self, pattern: iter(sorted(unsorted(self, pattern))))
     assert [(r.scale, r.value, r.seconds) for r in read_ledger(folder)] == [("tiny", 0.8, 2.0), ("full", 0.9, 3.0)]
     assert sorted(p.name for p in folder.rglob("*.*")) == ["02-ner.full.json", "02-ner.tiny.json"]  # no temporary file is left
 

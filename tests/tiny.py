@@ -1,0 +1,51 @@
+"""A model and a loader so small that a training test takes a second; both draw random numbers on purpose."""
+
+import random
+
+import torch
+from torch.utils.data import DataLoader
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class Net(torch.nn.Module):
+    """Mean of embeddings, dropout, linear: enough to be trained and to be random."""
+
+    def __init__(self, dropout: float = 0.2):
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 16)
+        self.drop = torch.nn.Dropout(dropout)
+        self.norm = torch.nn.LayerNorm(16)
+        self.head = torch.nn.Linear(16, 2)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.norm(self.drop(self.embed(input_ids)).mean(1)))
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def examples(n: int = 64, seed: int = 0) -> list[dict]:
+    """Rows whose label is whether token 7 occurs."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        ids = [rng.randrange(10, 50) for _ in range(6)]
+        if i % 2:
+            ids[rng.randrange(6)] = 7
+        rows.append({"input_ids": ids, "labels": i % 2})
+    return rows
+
+
+def noisy(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """A collate function that replaces random tokens, with all three generators."""
+    ids = torch.tensor([row["input_ids"] for row in rows])
+    ids[torch.rand(ids.shape) < 0.1] = random.randrange(10, 50)
+    return {"input_ids": ids, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def loader(n: int = 64, batch: int = 8, *, shuffle: bool = True, collate=noisy) -> DataLoader:
+    return DataLoader(examples(n), batch_size=batch, shuffle=shuffle, collate_fn=collate)
+
+
+def plain(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """A collate function without randomness."""
+    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
