@@ -88,7 +88,9 @@ def test_an_odd_number_of_batches_is_not_lost():
 
 def test_resume_after_kill_repeats_the_uninterrupted_run(tmp_path):
     """kill -9 in the middle, twice; the resumed run has the very losses, evaluations and weights of the other."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    }
 
     def run(kill_at: int, folder: str) -> int:
         command = [sys.executable, "-c", KILLED, str(kill_at), str(tmp_path / folder)]

@@ -1,0 +1,219 @@
+"""Data sets: declared columns, no text in two splits, nothing held out in the corpus, and every way a file can be wrong."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from common import data
+from common.data import DATA, LAW_DEPARTMENTS, NER_TAGS, SPLITS, HeldOut, load_data, normalise
+from common.errors import RoadmapError
+
+
+def texts(name: str, split: str) -> list[str]:
+    rows = load_data(name)[split]
+    return ["".join(tokens) for tokens in rows["tokens"]] if "tokens" in rows.column_names else rows["text"][:]
+
+
+@pytest.mark.parametrize("name", list(DATA))
+def test_columns_sizes_and_splits(name):
+    splits = load_data(name)
+    assert list(splits) == list(SPLITS)
+    assert splits["train"].features == DATA[name].features()
+    assert len(splits["train"]) > 10_000 and min(len(splits["validation"]), len(splits["test"])) > 1_000
+
+
+@pytest.mark.parametrize("name", list(DATA))
+def test_no_text_is_in_two_splits_or_twice(name):
+    seen: Counter[str] = Counter()
+    for split in SPLITS:
+        seen.update(normalise(text) for text in texts(name, split))
+    assert seen.most_common(1)[0][1] == 1
+
+
+def test_the_corpus_holds_nothing_that_a_task_holds_out():
+    """Independent of HeldOut: every held-out text is searched for, whole, in the joined corpus."""
+    corpus = "\n".join(normalise(text) for text in texts("corpus", "train"))
+    blocks = {corpus[i : i + 12] for i in range(len(corpus) - 11)}
+    found = []
+    for name in set(DATA) - {"corpus"}:
+        for split in SPLITS[1:]:
+            for text in map(normalise, texts(name, split)):
+                if len(text) >= 12 and text[:12] in blocks and text in corpus:
+                    found.append((name, split, text))
+    assert found == []
+
+
+def test_law_is_split_by_law_and_reviews_by_beginning():
+    laws = {
+        split: {row["law"].removeprefix("中华人民共和国").partition("修正案")[0] for row in data._law()[split]}
+        for split in SPLITS
+    }
+    assert not laws["train"] & laws["validation"] and not laws["train"] & laws["test"] and not laws["validation"] & laws["test"]
+    begins = {split: {normalise(row["text"])[:12] for row in data._reviews()[split]} for split in SPLITS}
+    assert not begins["train"] & (begins["validation"] | begins["test"])
+
+
+def test_labels_are_what_they_say():
+    sentiment = load_data("sentiment")["train"]
+    praise = [row["label"] for row in sentiment if "强烈推荐" in row["text"]]
+    assert sum(praise) / len(praise) > 0.8  # label 1 is positive
+    topics = load_data("topics")
+    assert set(topics["test"]["label"]) == set(range(len(LAW_DEPARTMENTS)))
+    murder = [LAW_DEPARTMENTS[row["label"]] for row in topics["train"] if "有期徒刑" in row["text"]]
+    assert Counter(murder).most_common(1)[0][0] == "criminal"
+
+
+def test_ner_is_bio_and_right():
+    rows = load_data("ner")["test"]
+    found = Counter()
+    for row in rows:
+        tags = [NER_TAGS[i] for i in row["ner_tags"]]
+        assert len(tags) == len(row["tokens"])
+        for token, before, tag in zip(row["tokens"], ["O", *tags], tags):
+            found["broken"] += tag.startswith("I-") and before[2:] != tag[2:]
+            found[token, tag] += 1
+    assert found["broken"] == 0
+    assert data._repaired([0, 2, 2, 0, 1, 2, 4, 4]) == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert found["北", "B-LOC"] > 100 and found["中", "I-LOC"] < found["中", "B-LOC"]
+
+
+def test_held_out_finds_pieces_and_ignores_short_ones():
+    held = HeldOut(["这是一条需要保留的评论，不能出现。", "短的", "零" * 15 + "一二三四五六七八九十" * 4])
+    assert held.touches("前面 这是一条需要保留的评论不能出现 后面")
+    assert not held.touches("这是一条需要保留的") and not held.touches("短的短的短的")
+    assert held.touches("开头" + "一二三四五六七八九十" * 3)
+    assert not held.touches("")
+
+
+def test_same_rows_from_cache_and_after_code_change(monkeypatch, tmp_path):
+    from datasets import Features, Value
+
+    monkeypatch.setenv("ROADMAP_HOME", str(tmp_path))
+    built = []
+
+    def build():
+        built.append(1)
+        return {split: [{"text": split}] for split in SPLITS}
+
+    card = DATA["corpus"]
+    monkeypatch.setitem(
+        DATA, "corpus", data.Card(**{**vars(card), "build": build, "features": lambda: Features({"text": Value("string")})})
+    )
+    assert load_data("corpus")["test"][0] == load_data("corpus")["test"][0] == {"text": "test"}
+    assert built == [1]
+    assert not list((tmp_path / "data").glob("*-part-*"))
+
+
+def test_unknown_name_and_columns():
+    with pytest.raises(RoadmapError, match="no data set named 'sentimnt'; choose one of: corpus, ner, sentiment, topics"):
+        load_data("sentimnt")
+    with pytest.raises(RoadmapError, match="fixed columns"):
+        load_data("sentiment", text="review")
+
+
+# ------------------------------------------------------------------------------------------------ one's own file
+
+
+def write(path, rows, encoding="utf-8"):
+    path.write_text("review,stars\n" + "".join(f"{text},{label}\n" for text, label in rows), encoding=encoding)
+    return path
+
+
+REVIEWS = [(f"第{i}条评论说得很好", "好" if i % 2 else "坏") for i in range(40)]
+
+
+def test_own_csv(tmp_path, capsys):
+    path = write(tmp_path / "my.csv", [*REVIEWS, REVIEWS[0], ("", "好")])
+    splits = load_data(path, text="review", label="stars")
+    assert {s: len(splits[s]) for s in SPLITS} == {"train": 32, "validation": 4, "test": 4}
+    assert splits["train"].features["label"].names == ["坏", "好"]
+    assert Counter(splits["test"]["label"]) == {0: 2, 1: 2}
+    assert "42 rows" not in capsys.readouterr().out  # the empty row is not counted as a text
+    again = load_data(str(path), text="review", label="stars")
+    assert again["test"][:] == splits["test"][:]
+    seen = [text for s in SPLITS for text in splits[s]["text"]]
+    assert len(seen) == len(set(seen)) == 40
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".json", ".jsonl", ".parquet"])
+def test_other_formats(tmp_path, suffix):
+    import pandas
+
+    frame = pandas.DataFrame(REVIEWS, columns=["text", "label"])
+    path = tmp_path / f"my{suffix}"
+    if suffix == ".tsv":
+        frame.to_csv(path, sep="\t", index=False)
+    elif suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=suffix == ".jsonl", force_ascii=False)
+    assert len(load_data(path)["train"]) == 32
+
+
+def test_own_file_without_labels(tmp_path):
+    path = write(tmp_path / "my.csv", REVIEWS)
+    assert load_data(path, text="review")["train"].column_names == ["text"]
+
+
+def test_everything_that_can_be_wrong_with_a_file(tmp_path):
+    good = write(tmp_path / "good.csv", REVIEWS)
+    cases = [
+        (tmp_path / "none.csv", {}, "There is no file"),
+        (write(tmp_path / "my.xlsx", REVIEWS), {}, "not a kind of file"),
+        (write(tmp_path / "gbk.csv", REVIEWS, "gb18030"), {"text": "review"}, "iconv -f gb18030"),
+        (good, {}, "has no column 'text'; it has: review, stars"),
+        (good, {"text": "review", "label": "rating"}, "has no column 'rating'"),
+        (good, {"text": "review", "lable": "stars"}, "lable is not one of them"),
+        (write(tmp_path / "few.csv", REVIEWS[:5]), {"text": "review"}, "5 usable rows"),
+        (
+            write(tmp_path / "rare.csv", [*REVIEWS, ("只有一条", "中")]),
+            {"text": "review", "label": "stars"},
+            "'中' in rare.csv has fewer than 3",
+        ),
+    ]
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    cases.append((empty, {}, "could not be read"))
+    for path, columns, says in cases:
+        with pytest.raises(RoadmapError, match=re.escape(says)):
+            load_data(path, **columns)
+
+
+# ------------------------------------------------------------------------------------------------ full scale
+
+
+def test_full_scale_gives_the_same_columns(monkeypatch):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    monkeypatch.setenv("ROADMAP_SCALE", "full")
+    names = data.TNEWS_TOPICS
+    features = Features({"idx": Value("int32"), "sentence": Value("string"), "label": ClassLabel(names=names)})
+
+    def rows(n, label=0):
+        return Dataset.from_list([{"idx": i, "sentence": f"标题{i}", "label": label} for i in range(n)], features=features)
+
+    asked = []
+
+    def load_dataset(*arguments, **options):
+        asked.append((arguments, options))
+        return DatasetDict(train=rows(100), validation=rows(20), test=rows(20, label=-1))
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    splits = load_data("topics")
+    assert asked == [(("clue/clue", "tnews"), {"revision": None})]
+    assert list(splits) == list(SPLITS) and splits["train"].column_names == ["text", "label"]
+    assert (
+        len(splits["test"]) == 20 and len(splits["validation"]) == 10 and len(splits["train"]) == 90
+    )  # hidden test labels dropped
+
+
+def test_full_scale_without_a_hub(monkeypatch):
+    monkeypatch.setenv("ROADMAP_SCALE", "full")
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(RoadmapError, match="set HF_ENDPOINT to a mirror, or use ROADMAP_SCALE=tiny"):
+        load_data("sentiment")
