@@ -12,6 +12,7 @@ import torch
 
 from common import hardware, results
 from common.errors import RoadmapError
+from common.lessons import Lesson
 from common.results import Record, compare, markdown, read_ledger, report, store
 
 NER = "02-NLP_tasks/02-ner"
@@ -180,19 +181,18 @@ def test_store_refuses_nothing_and_lessons_that_are_gone(record, folder, tmp_pat
     page = tmp_path / "RESULTS.md"
     with pytest.raises(RoadmapError, match=r"no result in .* run lessons first"):
         store(target=tmp_path / "ledger", results_md=page)
-    monkeypatch.setattr(results, "lessons", lambda: ["01-a/01-b"])
+    monkeypatch.setattr(results, "all_lessons", lambda: [Lesson("01-a/01-b", tmp_path)])
     results._write(record, folder)
     with pytest.raises(RoadmapError, match="there is no such lesson"):
         store(target=tmp_path / "ledger", results_md=page)
     assert not page.exists() and not (tmp_path / "ledger").exists()
 
 
-def test_lessons_are_notebooks_and_programs_in_reading_order(tmp_path):
-    for name in ("02-b/01-x.ipynb", "01-a/02-y.ipynb", "01-a/10-z.ipynb", "01-a/notes.ipynb", "assets/01-no.ipynb"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "01-a/03-program").mkdir()
-    assert results.lessons(tmp_path) == ["01-a/02-y", "01-a/03-program", "01-a/10-z", "02-b/01-x"]
+def test_in_a_copy_a_result_below_its_baseline_is_a_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "ROOT", tmp_path)  # no pyproject.toml here: a copied lesson
+    monkeypatch.setenv("ROADMAP_RESULTS", str(tmp_path))
+    results.report(NER, accuracy=0.4, baseline=0.5)
+    assert "Note: accuracy 0.400 does not beat its baseline" in capsys.readouterr().out
 
 
 def test_the_page_has_a_row_for_every_lesson_and_scale(record):

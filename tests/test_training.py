@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_evaluation_every_few_steps_and_at_the_end():
 def test_schedule_warms_up_and_falls():
     rates = [record["lr"] for record in fit(fresh(), loader(), max_steps=10, lr=1.0, warmup=0.2).steps]
     assert rates[0] == 0.0 and rates[2] == 1.0 and rates[-1] < 0.2
-    assert all(a >= b for a, b in zip(rates[2:], rates[3:]))
+    assert all(a >= b for a, b in pairwise(rates[2:]))
 
 
 def test_half_precision_runs():
