@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from common.errors import RoadmapError, unknown
+from common.scale import scale
+
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import torch
-
-from common.errors import RoadmapError, unknown
-from common.scale import scale
 
 MB = 1e6
 GIB = 2**30

@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from common.errors import RoadmapError, unknown
 from common.paths import ASSETS
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 METRICS = ASSETS / "metrics"
 

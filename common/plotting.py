@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from common.errors import RoadmapError
+from common.paths import ASSETS
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,9 +24,6 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.ft2font import FT2Font, LoadFlags
 from matplotlib.patches import FancyBboxPatch
-
-from common.errors import RoadmapError
-from common.paths import ASSETS
 
 FONT = ASSETS / "fonts" / "NotoSansSC-subset.ttf"
 FAMILY = ["Noto Sans SC", "DejaVu Sans"]  # in this order: the other way round gives empty boxes beside formulas

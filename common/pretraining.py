@@ -17,9 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
 from common.data import NER_TAGS, load_data
 from common.errors import RoadmapError, unknown
 from common.hardware import machine, parameters, set_seed
@@ -27,6 +24,9 @@ from common.metrics import seqeval
 from common.models import MODELS_DIR, file_hashes, from_scratch, read_card
 from common.text import align_labels
 from common.training import History, evaluating, fit, predict
+
+import torch
+from torch.utils.data import DataLoader
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHAT_TEMPLATE = """{%- for message in messages -%}

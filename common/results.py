@@ -20,13 +20,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common import hardware
 from common.errors import RoadmapError
 from common.lessons import all_lessons
 from common.paths import ASSETS, ROOT, outputs
 from common.scale import SCALES, scale
+
+import torch
 
 LEDGER = ASSETS / "results"
 RESULTS_MD = ROOT / "RESULTS.md"

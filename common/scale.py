@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,6 +57,7 @@ def prepare_environment() -> None:
     switches = _ALWAYS | (_OFFLINE if os.environ.get("ROADMAP_SCALE", "tiny").strip().lower() == "tiny" else {})
     for name, value in switches.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # the course uses text bars, not widgets
 
 
 def quiet() -> bool:

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch.utils.data import DataLoader
-
 from common.errors import RoadmapError
 from common.hardware import set_seed
 from common.scale import pick, progress
+
+import torch
+from torch.utils.data import DataLoader
 
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 

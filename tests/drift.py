@@ -47,7 +47,7 @@ _MODEL_INPUTS |= {"pixel_values", "decoder_input_ids", "decoder_attention_mask",
 DEEPER: dict[str, Callable[[], set[str]]] = {
     "transformers.GenerationConfig": _generation_settings,
     "transformers.GenerationMixin.generate": lambda: _generation_settings() | _MODEL_INPUTS,
-    "transformers.PreTrainedTokenizerBase.__call__": set,
+    "transformers.PreTrainedTokenizerBase.__call__": lambda: {"split_special_tokens"},
     "transformers.BitsAndBytesConfig": set,
     "common.training_arguments": lambda: _parameters("transformers.TrainingArguments"),
 }
@@ -259,7 +259,10 @@ def _call(code: Source, node: ast.Call, variables: dict[str, str]) -> Iterator[s
     try:
         target = resolve(path)
     except LookupError as error:
-        if isinstance(resolve(path.rpartition(".")[0]), ModuleType):  # an instance may have attributes that its class has not
+        owner = path.rpartition(".")[0]
+        if not missing(owner) and isinstance(
+            resolve(owner), ModuleType
+        ):  # an instance may have attributes that its class has not
             yield f"{code.where(node)}: {error}"
         return
     except ImportError:

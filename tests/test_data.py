@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 
-import pytest
-
 from common import data
 from common.data import DATA, LAW_DEPARTMENTS, NER_TAGS, SPLITS, HeldOut, load_data, normalise
 from common.errors import RoadmapError
+
+import pytest
 
 
 def texts(name: str, split: str) -> list[str]:

@@ -4,14 +4,14 @@ import random
 import time
 from types import SimpleNamespace
 
+from common import hardware
+from common.errors import RoadmapError
+from common.hardware import Probe
+
 import numpy as np
 import psutil
 import pytest
 import torch
-
-from common import hardware
-from common.errors import RoadmapError
-from common.hardware import Probe
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import sys
 import venv
 from pathlib import Path
 
-import nbformat
-import pytest
-
 from common import __main__ as cli
 from common import lessons, results
 from common.errors import RoadmapError
 from common.lessons import all_lessons, copy, execute, resolve
 from common.paths import ROOT
+
+import nbformat
+import pytest
 
 
 def notebook(path: Path, *cells: str, metadata: dict | None = None) -> Path:

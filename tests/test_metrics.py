@@ -9,6 +9,9 @@ import sys
 from functools import cache
 from itertools import combinations
 
+from common import metrics as m
+from common.errors import RoadmapError
+
 import evaluate
 import numpy as np
 import pytest
@@ -16,9 +19,6 @@ import sklearn.metrics as sk
 from scipy.stats import spearmanr as scipy_spearmanr
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
-
-from common import metrics as m
-from common.errors import RoadmapError
 
 TINY = "天地人ab1 ，"  # a small alphabet, so that random texts share pieces
 

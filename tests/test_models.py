@@ -1,13 +1,13 @@
 """Checkpoints: shipped whole, small, loadable, and made by recipes that run."""
 
-import pytest
-import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
-
 from common import models, pretraining
 from common.errors import RoadmapError
 from common.models import MODELS, MODELS_DIR, checkpoint, from_scratch, read_card, verify
 from common.pretraining import Recipe, Trial, character_tokenizer, make, mask_tokens, measure, pack_blocks
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 TEXTS = [
     "今天天气很好，我们去公园散步吧。",

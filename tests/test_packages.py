@@ -6,11 +6,11 @@ import tarfile
 import zipfile
 from types import SimpleNamespace
 
-import pytest
-
 from common import packages
 from common.errors import RoadmapError
 from common.packages import Archive, archive, is_cached, read_member, sha256
+
+import pytest
 
 
 @pytest.fixture

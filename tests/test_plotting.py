@@ -6,13 +6,13 @@ import warnings
 import matplotlib
 
 matplotlib.use("Agg")
+from common import plotting
+from common.errors import RoadmapError
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-
-from common import plotting
-from common.errors import RoadmapError
 
 ROWS = [{"step": 1, "loss": 2.0, "learning_rate": 0.1}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.5, "accuracy": 0.7}]
 TEXT = "张伟在深圳见到了朱镕基。"

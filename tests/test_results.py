@@ -7,13 +7,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import pytest
-import torch
-
 from common import hardware, results
 from common.errors import RoadmapError
 from common.lessons import Lesson
 from common.results import Record, compare, markdown, read_ledger, report, store
+
+import pytest
+import torch
 
 NER = "02-NLP_tasks/02-ner"
 

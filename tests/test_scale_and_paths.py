@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from common import errors, paths
 from common.scale import pick, prepare_environment, progress, quiet, scale
+
+import pytest
 
 
 def test_pick_follows_the_switch(monkeypatch):

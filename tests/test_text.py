@@ -2,15 +2,15 @@
 
 import random
 
+from common.errors import RoadmapError
+from common.text import IGNORE, align_labels, answer_windows, bio_to_spans, chat_features, pack, spans_to_bio
+
 import pytest
 import torch
 from seqeval.scheme import IOB2, Entities
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import BertTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-from common.errors import RoadmapError
-from common.text import IGNORE, align_labels, answer_windows, bio_to_spans, chat_features, pack, spans_to_bio
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

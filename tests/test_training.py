@@ -8,12 +8,13 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-import torch
-
 from common.errors import RoadmapError
 from common.hardware import set_seed
 from common.training import adamw, fit, latest_checkpoint, predict, training_arguments
+
+import pytest
+import torch
+
 from tests.tiny import Net, examples, loader, noisy, plain
 
 KILLED = """
