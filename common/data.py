@@ -123,7 +123,7 @@ def _tiny(name: str) -> DatasetDict:
             part.rename(folder)  # atomic: an interrupted build leaves no half-written cache
         except OSError:  # another process finished first; its result is the same
             shutil.rmtree(part, ignore_errors=True)
-    loaded = load_from_disk(str(folder))
+    loaded = load_from_disk(str(folder), keep_in_memory=True)  # or every `map` of a lesson leaves a file in the cache
     assert isinstance(loaded, DatasetDict)
     return loaded
 

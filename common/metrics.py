@@ -465,6 +465,8 @@ def module_class(name: str) -> type:
         def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
             """Store a batch of predictions and references until compute."""
             _check_pairs(predictions, references)
+            if prediction == "int64":
+                _labels(predictions, references)  # before evaluate casts 0.9 to 0
             super().add_batch(predictions=predictions, references=references, **kwargs)
 
         def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Any:

@@ -447,3 +447,9 @@ assert [process.exitcode for process in running] == [0, 0]
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "hf").rglob("accuracy.py"))  # the script is copied there
     assert not list((tmp_path / "hf").rglob("*.arrow*"))  # predictions are not, so there is no lock to wait for
+
+
+def test_modules_refuse_scores_instead_of_labels():
+    """evaluate casts 0.9 to the label 0 without a word; here it is an error with the way out."""
+    with pytest.raises(RoadmapError, match="argmax"):
+        m.load_metric("accuracy").compute(predictions=[0.2, 0.9], references=[0, 1])
