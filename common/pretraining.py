@@ -85,17 +85,12 @@ class Trial:
 
 
 TRIALS = {
-    "tiny-bert-zh": (
-        Trial("ner", 3_000, epochs=4, lr=2e-3),
-        Trial("sentiment", 4_000, epochs=2, lr=1e-3),
-        Trial("sentiment", None, epochs=2, lr=1e-3),
-    ),
+    "tiny-bert-zh": (Trial("ner", 3_000, epochs=4, lr=2e-3), Trial("sentiment", 4_000, epochs=2, lr=1e-3)),
     "tiny-qwen-zh": (Trial("sentiment", 4_000, epochs=2, lr=1e-3),),
 }
-
 FINE_TUNED = {
     "tiny-bert-zh-ner": ("tiny-bert-zh", TRIALS["tiny-bert-zh"][0]),
-    "tiny-bert-zh-sentiment": ("tiny-bert-zh", TRIALS["tiny-bert-zh"][2]),
+    "tiny-bert-zh-sentiment": ("tiny-bert-zh", Trial("sentiment", None, epochs=2, lr=1e-3)),
 }
 
 
