@@ -139,6 +139,7 @@ def execute(lesson: Lesson, *, scale: str = "tiny", store: bool = False, tick: C
         timeout=600 if scale == "tiny" else None,
         kernel_name="python3",
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # or each kernel warns that it talks over a local port
         coalesce_streams=True,
         resources={"metadata": {"path": str(lesson.path.parent)}},
         on_cell_executed=lambda **_: tick(),
