@@ -247,7 +247,7 @@ def _stratified(rows: list[Row]) -> Splits:
         held = max(1, len(group) // 10)
         for split, part in zip(SPLITS, (group[2 * held :], group[:held], group[held : 2 * held])):
             splits[split] += part
-    return splits
+    return _shuffled(splits)  # not label after label: the first rows of a split must be a fair sample
 
 
 # ------------------------------------------------------------------------------------------------ cleaning and splitting

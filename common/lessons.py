@@ -15,7 +15,7 @@ from typing import Any
 
 from common.errors import RoadmapError
 from common.models import MODELS
-from common.paths import ASSETS, ROOT, outputs
+from common.paths import ROOT, outputs
 
 _NUMBERED = re.compile(r"\d\d-[\w-]+")
 _TO_EDIT = re.compile(r"^[A-Z_]+ *= *(?:checkpoint|load_data|pick)\(.*$", re.M)
@@ -212,9 +212,8 @@ def copy(target: str, destination: Path, *, force: bool = False, root: Path = RO
             shutil.copytree(lesson.path.parent, destination / lesson.path.parent.name, dirs_exist_ok=True, ignore=_LITTER)
             copied.append(destination / lesson.path.parent.name / lesson.path.name)
     shutil.copytree(root / "common", destination / "common", dirs_exist_ok=True, ignore=_LITTER)
-    assets = root / ASSETS.relative_to(ROOT)
     for folder in _assets_used(lessons):
-        shutil.copytree(assets / folder, destination / "assets" / folder, dirs_exist_ok=True, ignore=_LITTER)
+        shutil.copytree(root / "assets" / folder, destination / "assets" / folder, dirs_exist_ok=True, ignore=_LITTER)
     (destination / "requirements.txt").write_text("\n".join(_requirements(root)) + "\n", encoding="utf-8")
     (destination / "README.md").write_text(_readme(lessons, copied, destination), encoding="utf-8")
     return copied

@@ -127,7 +127,7 @@ def fit(
     run_model, run_optimizer, loader = accelerator.prepare(model, optimizer, train)
     epoch_steps = math.ceil(len(loader) / accumulate)
     total = max_steps or epoch_steps * (epochs or 1)
-    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=int(warmup * total), num_training_steps=total)
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=math.ceil(total * warmup), num_training_steps=total)
     accelerator.register_for_checkpointing(scheduler)
     loader.base_dataloader.collate_fn = collate = _SeededCollate(loader.base_dataloader.collate_fn, seed)
 

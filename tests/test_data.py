@@ -130,6 +130,7 @@ def test_own_csv(tmp_path, capsys):
     assert splits["train"].features["label"].names == ["坏", "好"]
     assert Counter(splits["test"]["label"]) == {0: 2, 1: 2}
     assert "42 rows" not in capsys.readouterr().out  # the empty row is not counted as a text
+    assert len(set(splits["train"]["label"][:10])) == 2  # not label after label
     again = load_data(str(path), text="review", label="stars")
     assert again["test"][:] == splits["test"][:]
     seen = [text for s in SPLITS for text in splits[s]["text"]]

@@ -119,6 +119,7 @@ def test_character_tokenizer_is_reproducible_and_reversible(tmp_path):
     a, b = character_tokenizer(TEXTS, at_least=1), character_tokenizer(list(TEXTS), at_least=1)
     assert a.get_vocab() == b.get_vocab()
     a.save_pretrained(tmp_path)
+    pretraining.encoder_model(a).config.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "酒店wifi很好。"
     assert loaded.tokenize(text) == ["酒", "店", "w", "##i", "##f", "##i", "很", "好", "。"]
