@@ -231,6 +231,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         f"| machine | {card['machine']}, {card['threads']} thread(s), {card['seconds_of_last_run']:,} s |",
         f"| licence | {card['licence']} |",
     ]
+    if note := card.get("note"):
+        lines += ["", note]
     if gain := card.get("fine_tuning"):
         lines += ["", "## What pre-training gives", "", "Same recipe, three seeds, mean ± standard deviation, test split.", ""]
         lines += ["| task | metric | random start | pre-trained |", "|---|---|---|---|"]
