@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
         raise RoadmapError("Only tiny outputs are stored in the lessons; without --store the run is written to outputs/executed.")
     lessons = list(dict.fromkeys(lesson for target in options.target for lesson in resolve(target)))
     began = time.time()
-    bar = progress(total=sum(len(lesson.read()["cells"]) for lesson in lessons), label="cells")
+    bar = progress(total=sum(c["cell_type"] == "code" for lesson in lessons for c in lesson.read()["cells"]), label="cells")
 
     def one(lesson: Lesson) -> Run:
         done = execute(lesson, scale=size, store=options.store, tick=bar.update)
