@@ -234,7 +234,13 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     if note := card.get("note"):
         lines += ["", note]
     if gain := card.get("fine_tuning"):
-        lines += ["", "## What pre-training gives", "", "Same recipe, three seeds, mean ± standard deviation, test split.", ""]
+        lines += [
+            "",
+            "## What pre-training gives",
+            "",
+            f"Same recipe, {len(gain[0]['random']['values'])} seeds, mean ± standard deviation, test split.",
+            "",
+        ]
         lines += ["| task | metric | random start | pre-trained |", "|---|---|---|---|"]
         for row in gain:
             cells = (f"{row[k]['mean']:.3f} ± {row[k]['std']:.3f}" for k in ("random", "pretrained"))
