@@ -108,7 +108,7 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
         The folder.
 
     Raises:
-        RoadmapError: Unknown name, or a checkpoint in the way.
+        RoadmapError: Unknown name, a checkpoint in the way, or an option that a fine-tuned checkpoint does not have.
     """
     if name not in RECIPES and name not in FINE_TUNED:
         raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED])
@@ -116,6 +116,8 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     if (folder / "model.safetensors").exists() and not force:
         raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
     if name in FINE_TUNED:
+        if steps or resume:
+            raise RoadmapError(f"--steps and --resume are for pre-training; {name} is fine-tuned in one go: leave them out.")
         return _specialise(name, folder)
     return pretrain(name, folder, steps=steps, resume=resume)
 

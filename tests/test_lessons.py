@@ -206,6 +206,9 @@ def test_pretrain_verb_refuses(capsys):
     assert cli.main(["pretrain", "tiny-gpt"]) == 2 and "choose one of" in capsys.readouterr().err
     assert cli.main(["pretrain", "tiny-bert-zh"]) == 2 and "--force to replace" in capsys.readouterr().err
     assert cli.main(["pretrain", "tiny-gpt", "--measure"]) == 2
+    assert (
+        cli.main(["pretrain", "tiny-bert-zh-ner", "--force", "--steps", "5"]) == 2 and "leave them out" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "01", "--jobs", "0"], ["run", "01", "--scale", "huge"]])
