@@ -63,7 +63,7 @@ class Recipe:
 
 RECIPES = {
     "tiny-bert-zh": Recipe(steps=5_500, batch=32, length=64, lr=2e-3, mask=0.2),
-    "tiny-qwen-zh": Recipe(steps=1_600, batch=16, length=128, lr=2e-3),
+    "tiny-qwen-zh": Recipe(steps=4_500, batch=16, length=128, lr=2e-3),
 }
 
 

@@ -3,8 +3,9 @@
 import re
 from collections import Counter
 
-from common import data
-from common.data import DATA, LAW_DEPARTMENTS, NER_TAGS, SPLITS, HeldOut, load_data, normalise
+from common.data import DATA, LAW_DEPARTMENTS, NER_TAGS, SPLITS, Card, HeldOut, instructions, load_data, normalise, sources
+from common.data.texts import CARDS as TEXTS
+from common.data.texts import TNEWS_TOPICS
 from common.errors import RoadmapError
 
 import pytest
@@ -20,10 +21,11 @@ def test_columns_sizes_and_splits(name):
     splits = load_data(name)
     assert list(splits) == list(SPLITS)
     assert splits["train"].features == DATA[name].features()
-    assert len(splits["train"]) > 10_000 and min(len(splits["validation"]), len(splits["test"])) > 1_000
+    if name in TEXTS:
+        assert len(splits["train"]) > 10_000 and min(len(splits["validation"]), len(splits["test"])) > 1_000
 
 
-@pytest.mark.parametrize("name", list(DATA))
+@pytest.mark.parametrize("name", list(TEXTS))
 def test_no_text_is_in_two_splits_or_twice(name):
     seen: Counter[str] = Counter()
     for split in SPLITS:
@@ -36,7 +38,7 @@ def test_the_corpus_holds_nothing_that_a_task_holds_out():
     corpus = "\n".join(normalise(text) for text in texts("corpus", "train"))
     blocks = {corpus[i : i + 12] for i in range(len(corpus) - 11)}
     found = []
-    for name in set(DATA) - {"corpus"}:
+    for name in set(TEXTS) - {"corpus"}:
         for split in SPLITS[1:]:
             for text in map(normalise, texts(name, split)):
                 if len(text) >= 12 and text[:12] in blocks and text in corpus:
@@ -46,11 +48,11 @@ def test_the_corpus_holds_nothing_that_a_task_holds_out():
 
 def test_law_is_split_by_law_and_reviews_by_beginning():
     laws = {
-        split: {row["law"].removeprefix("中华人民共和国").partition("修正案")[0] for row in data._law()[split]}
+        split: {row["law"].removeprefix("中华人民共和国").partition("修正案")[0] for row in sources.law()[split]}
         for split in SPLITS
     }
     assert not laws["train"] & laws["validation"] and not laws["train"] & laws["test"] and not laws["validation"] & laws["test"]
-    begins = {split: {normalise(row["text"])[:12] for row in data._reviews()[split]} for split in SPLITS}
+    begins = {split: {normalise(row["text"])[:12] for row in sources.reviews()[split]} for split in SPLITS}
     assert not begins["train"] & (begins["validation"] | begins["test"])
 
 
@@ -74,7 +76,7 @@ def test_ner_is_bio_and_right():
             found["broken"] += tag.startswith("I-") and before[2:] != tag[2:]
             found[token, tag] += 1
     assert found["broken"] == 0
-    assert data._repaired([0, 2, 2, 0, 1, 2, 4, 4]) == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert sources._repaired([0, 2, 2, 0, 1, 2, 4, 4]) == [0, 1, 2, 0, 1, 2, 3, 4]
     assert found["北", "B-LOC"] > 100 and found["中", "I-LOC"] < found["中", "B-LOC"]
 
 
@@ -98,7 +100,7 @@ def test_same_rows_from_cache_and_after_code_change(monkeypatch, tmp_path):
 
     card = DATA["corpus"]
     monkeypatch.setitem(
-        DATA, "corpus", data.Card(**{**vars(card), "build": build, "features": lambda: Features({"text": Value("string")})})
+        DATA, "corpus", Card(**{**vars(card), "build": build, "features": lambda: Features({"text": Value("string")})})
     )
     assert load_data("corpus")["test"][0] == load_data("corpus")["test"][0] == {"text": "test"}
     assert built == [1]
@@ -106,7 +108,7 @@ def test_same_rows_from_cache_and_after_code_change(monkeypatch, tmp_path):
 
 
 def test_unknown_name_and_columns():
-    with pytest.raises(RoadmapError, match="no data set named 'sentimnt'; choose one of: corpus, ner, sentiment, topics"):
+    with pytest.raises(RoadmapError, match="no data set named 'sentimnt'; choose one of: corpus, "):
         load_data("sentimnt")
     with pytest.raises(RoadmapError, match="fixed columns"):
         load_data("sentiment", text="review")
@@ -188,7 +190,7 @@ def test_full_scale_gives_the_same_columns(monkeypatch):
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
     monkeypatch.setenv("ROADMAP_SCALE", "full")
-    names = data.TNEWS_TOPICS
+    names = TNEWS_TOPICS
     features = Features({"idx": Value("int32"), "sentence": Value("string"), "label": ClassLabel(names=names)})
 
     def rows(n, label=0):
@@ -218,3 +220,39 @@ def test_full_scale_without_a_hub(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(RoadmapError, match="set HF_ENDPOINT to a mirror, or use ROADMAP_SCALE=tiny"):
         load_data("sentiment")
+
+
+# ------------------------------------------------------------------------------------------------ instructions
+
+
+def test_instruction_answers_are_right():
+    """Every answer is read back from the source: the label of the review, the department of the article, the tagged name."""
+    data = load_data("instructions")["test"]
+    labels = {row["text"]: row["label"] for row in sources.reviews()["test"]}
+    departments = {row["text"]: row["label"] for row in sources.law()["test"]}
+    for row in data:
+        question, answer = (message["content"] for message in row["messages"])
+        text = question.partition("\n")[2]
+        if row["kind"] == "sentiment":
+            assert answer == ("差评", "好评")[labels[text]]
+        elif row["kind"] == "law_department":
+            assert answer == instructions.DEPARTMENTS[departments[text]]
+        else:
+            assert answer in text, "an extracted answer stands in its text"
+    assert {row["kind"] for row in data} == set(instructions.KINDS)
+
+
+def test_extractions_need_exactly_one_entity():
+    tag = NER_TAGS.index
+    one = {"tokens": list("王明在北京"), "ner_tags": [tag("B-PER"), tag("I-PER"), 0, tag("B-LOC"), tag("I-LOC")]}
+    kinds = {row["kind"]: row["messages"][1]["content"] for row in instructions._extractions(one)}
+    assert kinds == {"person": "王明", "location": "北京"}
+    two = {"tokens": list("京沪"), "ner_tags": [tag("B-LOC"), tag("B-LOC")]}
+    assert list(instructions._extractions(two)) == []
+
+
+def test_instructions_split_by_source():
+    held_out = {row["text"] for split in ("validation", "test") for row in sources.law()[split]}
+    held_out |= {"".join(row["tokens"]) for split in ("validation", "test") for row in sources.msra()[split]}
+    for row in load_data("instructions")["train"]:
+        assert row["messages"][0]["content"].partition("\n")[2] not in held_out

@@ -1,0 +1,129 @@
+"""``load_data(name)``: real data with declared columns and splits that do not leak, the same at both scales.
+
+At tiny scale the records come out of package archives (:mod:`common.packages`), are cleaned here, and are cached as
+Arrow files. Every *source* is divided once, by the group that would leak (a review with its near-copies, a law with
+its amendments, a newspaper article, a stretch of neighbouring sentences), and every task built from it inherits that
+division. So a text that any task holds out is in no other task's training split, nor in the pre-training corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.data import instructions, texts
+from common.data.cards import Card
+from common.data.files import READERS, from_file
+from common.data.sources import LAW_DEPARTMENTS, NER_TAGS
+from common.data.splits import SPLITS, HeldOut, normalise
+from common.errors import RoadmapError, unknown
+from common.packages import ARCHIVES
+from common.paths import home
+from common.scale import scale
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+__all__ = ["DATA", "LAW_DEPARTMENTS", "NER_TAGS", "SPLITS", "Card", "HeldOut", "load_data", "normalise"]
+
+DATA: dict[str, Card] = {**texts.CARDS, **instructions.CARDS}
+# read now: a file may be edited while this process runs the old code
+_CODE = {path.stem: path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))}
+
+
+def load_data(name: str | Path, **columns: str) -> DatasetDict:
+    """Load a data set by name, or your own file, as ``DatasetDict(train, validation, test)``.
+
+    Args:
+        name: A registered name (``python -m common data`` lists them), or the path of a ``.csv``, ``.tsv``,
+            ``.json``, ``.jsonl`` or ``.parquet`` file of your own.
+        columns: Only for a file: which of its columns is which, such as ``text="review", label="stars"``.
+            Without them the file needs columns named ``text`` and, for classification, ``label``.
+
+    Returns:
+        The splits, with the same declared features at both scales. A file is cleaned of empty rows and duplicates,
+        then split 80/10/10 within each label, always in the same way.
+
+    Raises:
+        RoadmapError: Unknown name; missing file or column; empty, unreadable or wrongly encoded file; a label with
+            fewer than three examples; at tiny scale an archive that cannot be had; at full scale a Hub that cannot
+            be reached.
+    """
+    path = Path(name)
+    if path.suffix.lower() in READERS or path.exists():
+        return from_file(path, columns)
+    if str(name) not in DATA:
+        raise unknown("data set", str(name), DATA, "python -m common data, or give the path of a .csv, .json or .parquet file")
+    if columns:
+        raise RoadmapError(f"{name!r} has fixed columns; naming columns is only for a file of your own.")
+    return _tiny(str(name)) if scale() == "tiny" else _full(str(name))
+
+
+def _tiny(name: str) -> DatasetDict:
+    """Build once, then read from the cache; the folder's name changes with this code and with the archives."""
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    card = DATA[name]
+    folder = home() / "data" / f"{name}-{_fingerprint(card)}"
+    if not folder.exists():
+        features = card.features()
+        splits = DatasetDict({s: Dataset.from_list(rows, features=features) for s, rows in card.build().items()})
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{name}-part-"))
+        splits.save_to_disk(part)
+        try:
+            part.rename(folder)  # atomic: an interrupted build leaves no half-written cache
+        except OSError:  # another process finished first; its result is the same
+            shutil.rmtree(part, ignore_errors=True)
+    loaded = load_from_disk(str(folder), keep_in_memory=True)  # or every `map` of a lesson leaves a file in the cache
+    assert isinstance(loaded, DatasetDict)
+    return loaded
+
+
+def _fingerprint(card: Card) -> str:
+    """Changes with the code that makes a data set and with its archives; not with the code of other data sets."""
+    own = sys.modules[card.build.__module__].__name__.rpartition(".")[2]
+    recipe = b"".join(_CODE.get(module, b"") for module in ("splits", "sources", own))
+    recipe += "".join(ARCHIVES[a].sha256 for a in card.archives).encode() + repr(card.features()).encode()
+    return hashlib.sha256(recipe).hexdigest()[:12]
+
+
+def _full(name: str) -> DatasetDict:
+    """The Hub's data under this project's columns; a missing validation or test split is cut from what is there."""
+    from datasets import DatasetDict, load_dataset
+
+    card = DATA[name]
+    repo, config, revision = card.full
+    try:
+        raw = load_dataset(repo, config, revision=revision)
+    except Exception as error:  # every Hub and network failure, whatever its class
+        raise RoadmapError(
+            f"{repo} could not be loaded from the Hub ({type(error).__name__}: {str(error).splitlines()[0][:120]}); "
+            "check the network, set HF_ENDPOINT to a mirror, or use ROADMAP_SCALE=tiny."
+        ) from error
+    features = card.features()
+    splits = {}
+    for split in raw:
+        rows = raw[split]
+        if card.convert:
+            rows = rows.map(card.convert, remove_columns=rows.column_names, features=features)
+        else:
+            rows = rows.rename_columns({k: v for k, v in card.full_columns.items() if k != v}).select_columns(list(features))
+        if "label" in features:
+            rows = rows.filter(lambda label: label >= 0, input_columns="label")  # hidden test labels are stored as -1
+        splits[str(split)] = rows
+    splits = {s: rows for s, rows in splits.items() if len(rows)}
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    for wanted in SPLITS[1:]:
+        if wanted not in splits:
+            parts = splits["train"].train_test_split(test_size=min(5_000, len(splits["train"]) // 10), seed=42)
+            splits["train"], splits[wanted] = parts["train"], parts["test"]
+    return DatasetDict({s: splits[s] for s in SPLITS})
+
+
+# ------------------------------------------------------------------------------------------------ a file of one's own
