@@ -294,12 +294,14 @@ def _doctor(options: argparse.Namespace) -> int:
         line(None, "no CUDA device: tiny scale runs on the CPU", "full scale needs a GPU and a CUDA build of torch")
     free = psutil.disk_usage(str(home())).free / 2**30
     line(free >= 2, f"cache {home()}, {free:.0f} GiB free", "2 GiB are needed; set ROADMAP_HOME to another disk")
-    from common.packages import ARCHIVES, is_cached
+    from common.data import DATA
+    from common.packages import is_cached
 
-    absent = [name for name in ARCHIVES if not is_cached(name)]
+    needed = {archive for card in DATA.values() for archive in card.archives}
+    absent = [name for name in needed if not is_cached(name)]
     line(
         not absent or None,
-        f"data archives: {len(ARCHIVES) - len(absent)} of {len(ARCHIVES)} cached",
+        f"data archives: {len(needed) - len(absent)} of {len(needed)} cached",
         "python -m common data --fetch",
     )
     from common.models import MODELS, checkpoint

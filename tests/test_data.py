@@ -235,6 +235,8 @@ def test_instruction_answers_are_right():
         text = question.partition("\n")[2]
         if row["kind"] == "sentiment":
             assert answer == ("差评", "好评")[labels[text]]
+        elif row["kind"] == "sentiment_english":
+            assert answer == ("negative", "positive")[labels[text]]
         elif row["kind"] == "law_department":
             assert answer == instructions.DEPARTMENTS[departments[text]]
         else:

@@ -18,13 +18,14 @@ from common.data.splits import SPLITS, Row, Splits, shuffled
 if TYPE_CHECKING:
     from datasets import Features
 
-KINDS = ["sentiment", "law_department", "person", "location", "organisation", "definition"]
+KINDS = ["sentiment", "sentiment_english", "law_department", "person", "location", "organisation", "definition"]
 TEMPLATES = {
     "sentiment": [
         "这条评论是好评还是差评？\n{text}",
         "判断评论的态度，只答好评或差评。\n{text}",
         "顾客满意吗？只答好评或差评。\n{text}",
     ],
+    "sentiment_english": ["Is this review positive or negative?\n{text}", "Positive or negative? Answer in one word.\n{text}"],
     "law_department": ["这条法律属于哪个部门？\n{text}", "说出下面条文所属的法律部门。\n{text}"],
     "person": ["找出句中的人名。\n{text}", "句子里提到了谁？\n{text}"],
     "location": ["找出句中的地名。\n{text}", "句子里提到了什么地方？\n{text}"],
@@ -32,6 +33,7 @@ TEMPLATES = {
     "definition": ["根据下文，什么是{term}？\n{text}", "下文怎样定义{term}？\n{text}"],
 }
 DEPARTMENTS = ["宪法", "民商法", "行政法", "经济法", "社会法", "刑法", "诉讼法"]  # the names of sources.LAW_DEPARTMENTS, short
+ENGLISH = ["negative", "positive"]
 LONGEST = 90  # characters of a text: a small model on a CPU pays for every one of them
 _DEFINITION = re.compile(r"(?:^|[。；])(?:本法所称的?)?([\u4e00-\u9fff、]{2,12}?)，?是指([^。；]{8,60})[。；]")
 
@@ -40,6 +42,7 @@ def _instructions() -> Splits:
     splits: Splits = {split: [] for split in SPLITS}
     for split in SPLITS:
         splits[split] += [_row("sentiment", r["text"], "差评好评"[2 * r["label"] :][:2]) for r in _short(reviews()[split])]
+        splits[split] += [_row("sentiment_english", r["text"], ENGLISH[r["label"]]) for r in _short(reviews()[split])]
         splits[split] += [_row("law_department", r["text"], DEPARTMENTS[r["label"]]) for r in _short(law()[split])]
         splits[split] += [row for source in msra()[split] for row in _extractions(source)]
         splits[split] += [row for source in law()[split] for row in _definitions(source["text"])]
