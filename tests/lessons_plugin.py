@@ -22,6 +22,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -153,10 +154,17 @@ class LessonFile(IPyNbFile):
 
     def setup(self) -> None:
         """Start the kernel: always this Python, whatever kernels the machine has installed."""
-        self.started = time.monotonic()
-        self.kernel = WatchedKernel(
-            CURRENT_ENV_KERNEL_NAME, cwd=str(self.path.parent), startup_timeout=self.config.option.nbval_kernel_startup_timeout
+        start = partial(
+            WatchedKernel,
+            CURRENT_ENV_KERNEL_NAME,
+            cwd=str(self.path.parent),
+            startup_timeout=self.config.option.nbval_kernel_startup_timeout,
         )
+        try:
+            self.kernel = start()
+        except RuntimeError:  # its ports are chosen before it binds them: now and then somebody else is faster, so once more
+            self.kernel = start()
+        self.started = time.monotonic()
         self.setup_sanitize_files()
 
     def teardown(self) -> None:

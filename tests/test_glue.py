@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests import drift
+from tests import drift, lessons_plugin
 from tests.lint import ROOT, Lesson, chapter_findings, lint, lint_files, repeated_code
 
 # ---------------------------------------------------------------------------------------------------------- planted lessons
@@ -47,7 +48,7 @@ def run_lessons(folder: Path, *options: str) -> subprocess.CompletedProcess[str]
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-p", "tests.lessons_plugin", "-p", "no:cacheprovider", "--nbval-lax"]
     command += ["--rootdir", str(folder), "--color=no", "-rA", *options, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=240)
 
 
 SOLUTION = (
@@ -127,6 +128,28 @@ def test_the_rest_of_a_failed_lesson_is_skipped(failures: subprocess.CompletedPr
 def test_a_dead_kernel_is_noticed_at_once(failures: subprocess.CompletedProcess[str]):
     seconds = {name: float(s) for s, name in re.findall(r"(?m)^([\d.]+)s call +(\w+)\.ipynb::Cell 0$", failures.stdout)}
     assert seconds["dies"] < 3 and seconds["killed"] < 3 and seconds["hangs"] >= 4
+
+
+def test_a_kernel_that_does_not_start_gets_a_second_chance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    attempts: list[object] = []
+
+    def start(*_: object, **__: object) -> object:
+        attempts.append(object())
+        if len(attempts) in fails:
+            raise RuntimeError("Kernel didn't respond in 60 seconds")
+        return attempts[-1]
+
+    monkeypatch.setattr(lessons_plugin, "WatchedKernel", start)
+    option = SimpleNamespace(nbval_kernel_startup_timeout=60)
+    lesson: Any = SimpleNamespace(
+        path=tmp_path / "x.ipynb", config=SimpleNamespace(option=option), setup_sanitize_files=lambda: None
+    )
+    fails = {1}
+    lessons_plugin.LessonFile.setup(lesson)
+    assert lesson.kernel is attempts[1]
+    fails = {3, 4}
+    with pytest.raises(RuntimeError, match="respond"):
+        lessons_plugin.LessonFile.setup(lesson)
 
 
 def test_good_lessons_pass_and_a_left_over_kernel_fails_the_run(tmp_path: Path):
