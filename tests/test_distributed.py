@@ -52,7 +52,7 @@ def test_two_ranks_count_every_sample_once(tmp_path: Path, capsys: pytest.Captur
         whole = gather(torch.stack([mine, mine**2], 1).float(), mine)
         assert whole.shape == (101, 2) and torch.equal(whole[:, 1], torch.arange(101.0) ** 2)
         uneven = torch.arange(101)[:70] if rank() == 0 else torch.arange(101)[70:]
-        assert torch.equal(gather(uneven, uneven), torch.arange(101))
+        assert torch.equal(gather(uneven + 5, uneven), torch.arange(101) + 5)
         assert len(gather(torch.arange(3 * (1 - rank())), torch.arange(3 * (1 - rank())))) == 3  # one rank has nothing
         try:
             gather(mine[:40], mine[:40])
