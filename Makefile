@@ -15,7 +15,7 @@ help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(VENV)/ready  ## install, run one short lesson of each chapter, print the results
-	@$(BIN)/python -m common run demo
+	@$(BIN)/python -m common run demo --jobs 2
 
 test: $(VENV)/ready-test  ## everything: lint, types, unit tests, every lesson
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

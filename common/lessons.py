@@ -46,6 +46,11 @@ class Lesson:
         """All code cells as one text."""
         return "\n".join("".join(cell["source"]) for cell in self.read()["cells"] if cell["cell_type"] == "code")
 
+    @property
+    def scripts(self) -> list[Path]:
+        """The programs beside the notebook of a lesson that is a folder."""
+        return sorted(self.path.parent.rglob("*.py")) if self.path.parent.name == self.path.stem else []
+
 
 @dataclass(frozen=True)
 class Run:
@@ -124,7 +129,7 @@ def execute(lesson: Lesson, *, scale: str = "tiny", store: bool = False, tick: C
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
     lesson.read()
     notebook = nbformat.read(lesson.path, as_version=4)
@@ -147,7 +152,7 @@ def execute(lesson: Lesson, *, scale: str = "tiny", store: bool = False, tick: C
     began, error = time.perf_counter(), None
     try:
         client.execute(env=environment)
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
+    except (CellExecutionError, CellTimeoutError, RuntimeError) as problem:  # the last: a kernel that died or never started
         error = str(problem).strip()
     seconds = time.perf_counter() - began
     executed = outputs("executed") / f"{lesson.name.replace('/', '--')}.{scale}.ipynb"
@@ -212,8 +217,13 @@ def copy(target: str, destination: Path, *, force: bool = False, root: Path = RO
             shutil.copytree(lesson.path.parent, destination / lesson.path.parent.name, dirs_exist_ok=True, ignore=_LITTER)
             copied.append(destination / lesson.path.parent.name / lesson.path.name)
     shutil.copytree(root / "common", destination / "common", dirs_exist_ok=True, ignore=_LITTER)
-    for folder in _assets_used(lessons):
-        shutil.copytree(root / "assets" / folder, destination / "assets" / folder, dirs_exist_ok=True, ignore=_LITTER)
+    for name in _assets_used(lessons):
+        source, place = root / "assets" / name, destination / "assets" / name
+        if source.is_dir():
+            shutil.copytree(source, place, dirs_exist_ok=True, ignore=_LITTER)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, place)
     (destination / "requirements.txt").write_text("\n".join(_requirements(root)) + "\n", encoding="utf-8")
     (destination / "README.md").write_text(_readme(lessons, copied, destination), encoding="utf-8")
     return copied
@@ -223,8 +233,10 @@ _LITTER = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*-run", 
 
 
 def _assets_used(lessons: list[Lesson]) -> Iterator[str]:
-    yield from ("fonts", "metrics")
-    code = "\n".join(lesson.code for lesson in lessons)
+    """Names below ``assets`` of what lessons and their scripts need; frozen data is small and always goes along."""
+    yield from ("fonts", "metrics", "data")
+    code = "\n".join(text for one in lessons for text in (one.code, *(path.read_text("utf-8") for path in one.scripts)))
+    yield from (f"results/{name}" for name in sorted(set(re.findall(r"""ASSETS / ["']results["'] / ["']([\w.-]+)["']""", code))))
     for name, card in MODELS.items():
         if re.search(rf"""checkpoint\(["']{name}["']\)""", code):
             yield f"models/{card.tiny}"
@@ -259,6 +271,11 @@ def _readme(lessons: list[Lesson], copied: list[Path], destination: Path) -> str
     for lesson in lessons:
         found = list(dict.fromkeys(match.group().split("  #")[0].rstrip() for match in _TO_EDIT.finditer(lesson.code)))
         lines += [f"In `{lesson.path.name}`:", "", "```python", *found[:3], "```", ""]
+        programs = [path for path in lesson.scripts if "__main__" in path.read_text("utf-8")]
+        if programs:
+            where = lesson.path.parent.name
+            lines += [f"Its programs run from this folder (what each does is in `{where}/README.md`):", "", "```"]
+            lines += [*(f"PYTHONPATH=. .venv/bin/python {where}/{path.name} --help" for path in programs), "```", ""]
     lines += [
         'Your own data: `DATA = load_data("my.csv", text="review", label="stars")` - a `.csv`, `.tsv`, `.json`, `.jsonl` or',
         "`.parquet` file; the two names are your columns. It is deduplicated and split 80/10/10 within each label.",

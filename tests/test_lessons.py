@@ -36,7 +36,10 @@ def course(tmp_path, monkeypatch):
         "print('in', __import__('os').getcwd())",
         metadata={"roadmap": {"demo": True}},
     )
-    (root / "02-second/01-program/train.py").write_text("print('train')\n")
+    needs = (
+        'from common import ASSETS, checkpoint\nMODEL = checkpoint("bert")\nTABLE = ASSETS / "results" / "text_matching.json"\n'
+    )
+    (root / "02-second/01-program/train.py").write_text(f"{needs}if __name__ == '__main__':\n    print(TABLE.exists(), MODEL)\n")
     (root / "01-first/notes.ipynb").write_text("{}")
     for name in ("pyproject.toml", "constraints.txt"):
         (root / name).write_text((ROOT / name).read_text())
@@ -102,6 +105,15 @@ def test_demo_tells_where_to_look_next(course, capsys):
     assert "2 of 2 lessons" in out and "Next: open README.md" in out
 
 
+def test_a_kernel_that_does_not_start_is_one_message(course, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    monkeypatch.setattr("nbclient.NotebookClient.execute", refuse)
+    assert cli.main(["run", "01-good"]) == 1
+    assert capsys.readouterr().err.strip() == "Kernel didn't respond in 60 seconds"
+
+
 def test_a_lesson_runs_in_its_own_folder(course, capsys):
     done = execute(resolve("01-program")[0])
     assert done.error is None and str(course / "02-second/01-program") in done.written.read_text()
@@ -112,6 +124,11 @@ def test_copy_of_a_lesson_that_is_a_folder(course, tmp_path):
     assert copied == [tmp_path / "mine/01-program/01-program.ipynb"]
     assert (tmp_path / "mine/01-program/train.py").exists() and (tmp_path / "mine/common/errors.py").exists()
     assert not list((tmp_path / "mine").rglob("__pycache__"))
+    assert (tmp_path / "mine/assets/data/firefox_pairs.tsv").exists()
+    assert "PYTHONPATH=. .venv/bin/python 01-program/train.py --help" in (tmp_path / "mine/README.md").read_text()
+    command = [sys.executable, "01-program/train.py"]  # what a script needs has come along, and is found there
+    done = subprocess.run(command, cwd=tmp_path / "mine", env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", str(tmp_path / "mine/assets/models/tiny-bert-zh")], done.stderr
 
 
 def test_copy_refuses_to_harm(course, tmp_path):
