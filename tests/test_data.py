@@ -3,10 +3,24 @@
 import re
 from collections import Counter
 
-from common.data import DATA, LAW_DEPARTMENTS, NER_TAGS, SPLITS, Card, HeldOut, instructions, load_data, normalise, sources
+from common.data import (
+    DATA,
+    LAW_DEPARTMENTS,
+    NER_TAGS,
+    SPLITS,
+    Card,
+    HeldOut,
+    cards,
+    instructions,
+    load_data,
+    names,
+    normalise,
+    sources,
+)
 from common.data.texts import CARDS as TEXTS
 from common.data.texts import TNEWS_TOPICS
 from common.errors import RoadmapError
+from common.text import bio_to_spans
 
 import pytest
 
@@ -183,6 +197,27 @@ def test_everything_that_can_be_wrong_with_a_file(tmp_path):
             load_data(path, **columns)
 
 
+def test_the_second_corpus_of_names():
+    known = {normalise("".join(tokens)) for rows in load_data("ner").values() for tokens in rows["tokens"]}
+    people = Counter()
+    for split, rows in load_data("ner_daily").items():
+        assert len(rows) > 3_000
+        for row in rows:
+            tags = [NER_TAGS[i] for i in row["ner_tags"]]
+            text = "".join(row["tokens"])
+            assert normalise(text) not in known, split
+            known.add(normalise(text))
+            assert not any(tag.endswith("ORG") for tag in tags) and len(tags) == len(text)
+            assert all(before[2:] == tag[2:] for before, tag in zip(["O", *tags], tags) if tag[0] == "I")
+            people.update(text[a:b] for kind, a, b in bio_to_spans(tags) if kind == "PER")
+    assert people["江泽民"] > 100 and people["泽民"] < 10  # surname and given name are one person
+    words = [("王", "nr"), ("小明", "nr"), ("李", "nr"), ("去", "v"), ("北京", "ns"), ("。", "w"), ("江", "nr")]
+    assert [(row["tokens"], [NER_TAGS[i] for i in row["ner_tags"]]) for row in names._sentences(words)] == [
+        (list("王小明李去北京。"), ["B-PER", "I-PER", "I-PER", "B-PER", "O", "B-LOC", "I-LOC", "O"]),
+        (["江"], ["B-PER"]),
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ full scale
 
 
@@ -209,6 +244,11 @@ def test_full_scale_gives_the_same_columns(monkeypatch):
     assert (
         len(splits["test"]) == 20 and len(splits["validation"]) == 10 and len(splits["train"]) == 90
     )  # hidden test labels dropped
+
+
+def test_the_tags_of_the_hub_mean_the_same_here():
+    row = cards.tags_from_hub({"tokens": list("李去北大"), "ner_tags": [1, 0, 3, 4]})  # there: B-PER O B-ORG I-ORG
+    assert [NER_TAGS[i] for i in row["ner_tags"]] == ["B-PER", "O", "B-ORG", "I-ORG"]
 
 
 def test_full_scale_without_a_hub(monkeypatch):

