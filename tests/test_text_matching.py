@@ -7,7 +7,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from common import RoadmapError, checkpoint, set_seed
+from common import ASSETS, RoadmapError, checkpoint, set_seed
+from common.packages import sha256
 from common.paths import ROOT
 
 import numpy as np
@@ -683,3 +684,9 @@ def test_table_of_the_lesson_is_complete():
     trained = {name for name, row in train_py.TABLE.items() if row.get("epochs") != 0 or row.get("init")}
     assert all(len(report["rows"][name]["auc"]) == 3 for name in trained), "three seeds"
     assert Path(report["model"]).name == "tiny-bert-zh"
+
+
+def test_the_stored_table_was_made_from_the_shipped_checkpoint():
+    """A checkpoint that is trained anew makes the table of the lesson a claim about another model."""
+    stored = json.loads((ASSETS / "results" / "text_matching.json").read_text(encoding="utf-8"))
+    assert stored["model_sha256"] == sha256(Path(checkpoint("bert")) / "model.safetensors")
