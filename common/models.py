@@ -59,6 +59,20 @@ MODELS = {
     ),
     "qwen": ModelCard("decoder, causal language model", "tiny-qwen-zh", "Qwen/Qwen2.5-0.5B", 494, "Apache-2.0"),
     "chat": ModelCard("that decoder, taught to answer", "tiny-qwen-zh-chat", "Qwen/Qwen2.5-0.5B-Instruct", 494, "Apache-2.0"),
+    "clip": ModelCard(
+        "image tower and text tower",
+        "tiny-clip-emoji",
+        "openai/clip-vit-base-patch32",
+        151,
+        "MIT (the authors' repository)",
+    ),
+    "llava": ModelCard(
+        "image tower, projector and decoder in one",
+        "tiny-llava-emoji",
+        "llava-hf/llava-interleave-qwen-0.5b-hf",
+        894,
+        "Tongyi Qianwen research licence",
+    ),
 }
 
 
@@ -129,3 +143,51 @@ def verify(name: str) -> list[str]:
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of what a checkpoint is made of, for its card."""
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name not in ("card.json", "README.md")}
+
+
+def loss_curve(steps: list[dict[str, float]]) -> list[list[float]]:
+    """About a hundred points of a training curve, for a card: step and loss in nats, of records as in ``History.steps``."""
+    return [[int(r["step"]), round(r["loss"], 4)] for r in steps[:: max(1, len(steps) // 100)]]
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write ``card.json`` (with the hashes of the checkpoint's files) and the README made from it."""
+    card = card | {"sha256": file_hashes(folder)}
+    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    origin = f"fine-tuned from {card['recipe']['base']}" if "base" in card["recipe"] else "pre-trained from random weights"
+    losses = [loss for _, loss in card["curve"]]
+    falls = " → ".join(f"{losses[i]:.2f}" for i in (0, len(losses) // 4, len(losses) // 2, -1))
+    held = ", ".join(f"{key} {value:.4g}" for key, value in card["held_out"].items() if key != "step")
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"Made by `python -m common pretrain {card['name']}`, {origin}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {card['parameters']:,} |",
+        f"| data | {card['data']} |",
+        f"| steps, tokens seen | {card['recipe']['steps']:,}, {card['tokens_seen']:,} |",
+        f"| {card.get('held_out_kind', 'held-out text')} | {held} |",
+        f"| training loss | {falls} nats |",
+        f"| machine | {card['machine']}, {card['threads']} thread(s), {card['seconds_of_last_run']:,} s |",
+        f"| licence | {card['licence']} |",
+    ]
+    if second := card.get("distillation"):
+        seen = f"{second['steps']:,} steps, {second['tokens_seen']:,} tokens, {second['seconds_of_last_run']:,} s"
+        lines.append(f"| second stage | {seen}; teacher: {second['teacher']} |")
+    if note := card.get("note"):
+        lines += ["", note]
+    if gain := card.get("fine_tuning"):
+        lines += [
+            "",
+            "## What pre-training gives",
+            "",
+            f"Same recipe, {len(gain[0]['random']['values'])} seeds, mean ± standard deviation, test split.",
+            "",
+        ]
+        lines += ["| task | metric | random start | pre-trained |", "|---|---|---|---|"]
+        for row in gain:
+            cells = (f"{row[k]['mean']:.3f} ± {row[k]['std']:.3f}" for k in ("random", "pretrained"))
+            lines.append(f"| {row['task']} | {row['metric']} | {' | '.join(cells)} |")
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

