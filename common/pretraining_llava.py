@@ -35,7 +35,8 @@ NAME = "tiny-llava-emoji"
 IMAGE = "<image>"
 LONGEST = 160  # tokens of a conversation, patches included
 KINDS = ("count", "what", "where")
-COUNTED = 0.5  # how often a scene is asked about its number of icons, which is learned at once
+COUNTED = 0.3  # how often a scene is asked about its number of icons, which is learned at once
+SOUGHT = 0.6  # how often an icon is asked for by name ("where"), which is learned last, and not by its corner ("what")
 SHORT = 6  # characters of a name that is taught
 DESCRIBE = "图中有什么？"  # what is in the picture?
 NAMING = "这是什么？"  # what is this?
@@ -87,7 +88,7 @@ class LlavaRecipe:
     described: float = 0.5
     ask_steps: int = 600
     ask_lr: float = 7e-4
-    ask_rounds: int = 2
+    ask_rounds: int = 3
     blind_part: float = 0.25
     batch: int = 16
     named: float = 0.125
@@ -347,7 +348,7 @@ def interview(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     for cell, icon in enumerate(scene.cells):
         if icon or rng.random() < ASKED_BLANK:
             _, what, where = questions(replace(scene, asked=(cell, icon or scene.icons[0])))
-            asked.append(where if icon and rng.random() < 0.5 else what)
+            asked.append(where if icon and rng.random() < SOUGHT else what)
     if not asked or rng.random() < COUNTED:
         asked.append(questions(scene)[0])
     rng.shuffle(asked)

@@ -250,7 +250,8 @@ def test_the_recipe_runs_and_what_it_writes_can_be_loaded(monkeypatch, tmp_path)
     monkeypatch.setattr(llava, "LlavaRecipe", lambda: SMALL)
     folder = make(llava.NAME, out=tmp_path / llava.NAME, steps=2)
     card = json.loads((folder / "card.json").read_text())
-    assert card["recipe"]["steps"] == 6 and set(card["held_out"]) == set(card["blind"]) and "what_openmoji" in card["blind"]
+    rounds = 2 * (1 + SMALL.ask_rounds)  # scenes, then questions
+    assert card["recipe"]["steps"] == rounds and set(card["held_out"]) == set(card["blind"]) and "what_openmoji" in card["blind"]
     assert "blind twin" in (folder / "README.md").read_text() and not list(tmp_path.glob(".*-run"))
     with pytest.raises(RoadmapError, match="--force to replace"):
         make(llava.NAME, out=folder)
