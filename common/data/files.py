@@ -42,22 +42,31 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def from_file(path: Path, columns: dict[str, str]) -> DatasetDict:
-    """The splits of a file; arguments and errors as in :func:`common.data.load_data`."""
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+def read_table(path: Path) -> Any:
+    """A file of one's own as a pandas data frame.
 
+    Raises:
+        RoadmapError: No such file, another kind of file, one that is not UTF-8, or one that cannot be read.
+    """
     if not path.is_file():
         raise RoadmapError(f"There is no file {path}; check the path (it is read relative to {Path.cwd()}).")
     if path.suffix.lower() not in READERS:
         raise RoadmapError(f"{path.name} is not a kind of file this reads; convert it to one of: {', '.join(READERS)}.")
     try:
-        frame = READERS[path.suffix.lower()](path)
+        return READERS[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
         raise RoadmapError(
             f"{path.name} is not UTF-8; convert it first: iconv -f gb18030 -t utf-8 {path.name} > utf8{path.suffix}"
         ) from error
     except Exception as error:  # pandas and pyarrow raise many kinds; all mean the same to a reader
         raise RoadmapError(f"{path.name} could not be read as {path.suffix[1:]}: {str(error).splitlines()[0][:160]}") from error
+
+
+def from_file(path: Path, columns: dict[str, str]) -> DatasetDict:
+    """The splits of a file; arguments and errors as in :func:`common.data.load_data`."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    frame = read_table(path)
     if unexpected := set(columns) - {"text", "label"}:
         raise RoadmapError(f"A file has the columns text and label; {', '.join(sorted(unexpected))} is not one of them.")
     source = {"text": columns.get("text", "text")}

@@ -14,7 +14,7 @@ from typing import Any
 
 from common import RoadmapError, load_data
 from common.data import SPLITS, normalise
-from common.data.files import READERS
+from common.data.files import read_table
 from common.data.pairs import connected, divide
 
 import torch
@@ -73,18 +73,7 @@ def read_pairs(source: str | Path, text1: str, text2: str, label: str | None) ->
         RoadmapError: As :func:`load_pairs`.
     """
     path = Path(source)
-    if not path.is_file():
-        raise RoadmapError(f"There is no file {path}; check the path (it is read relative to {Path.cwd()}).")
-    if path.suffix.lower() not in READERS:
-        raise RoadmapError(f"{path.name} is not a kind of file this reads; convert it to one of: {', '.join(READERS)}.")
-    try:
-        frame = READERS[path.suffix.lower()](path)
-    except UnicodeDecodeError as error:
-        raise RoadmapError(
-            f"{path.name} is not UTF-8; convert it first: iconv -f gb18030 -t utf-8 {path.name} > utf8{path.suffix}"
-        ) from error
-    except Exception as error:  # pandas and pyarrow raise many kinds; all mean the same to a reader
-        raise RoadmapError(f"{path.name} could not be read as {path.suffix[1:]}: {str(error).splitlines()[0][:160]}") from error
+    frame = read_table(path)
     for flag, column in (("--text1", text1), ("--text2", text2), ("--label", label)):
         if column is not None and column not in frame.columns:
             raise RoadmapError(
