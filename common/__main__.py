@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     models = verb("models", _models, "the checkpoints: parameters, licence, how they were trained")
     models.add_argument("name", nargs="?", help="show one")
     models.add_argument("--check", action="store_true", help="verify the hashes of the shipped files")
+    serve = verb("serve", _serve, "answer requests on this machine with a model: names, classes, pairs of sentences, chat")
+    serve.add_argument("task", help="ner, classify, pairs or chat")
+    serve.add_argument("--model", help="a folder or a Hub name (default: a checkpoint of the course)")
+    serve.add_argument("--port", type=_positive, default=8000, metavar="N", help="on 127.0.0.1 (default 8000)")
     pretrain = verb("pretrain", _pretrain, "make a shipped tiny checkpoint anew from random weights")
     pretrain.add_argument("name", help="such as tiny-bert-zh")
     pretrain.add_argument("--steps", type=_positive, metavar="N", help="fewer steps than the recipe, for a trial")
@@ -257,6 +261,13 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ the machine
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from common.serve import serve
+
+    serve(options.task, options.model, port=options.port)
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

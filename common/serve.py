@@ -1,0 +1,341 @@
+"""A local server for what a lesson has trained: ``python -m common serve TASK --model FOLDER``.
+
+Four tasks: names in a text, the class of a text, pairs of sentences, chat in OpenAI's protocol. It listens on 127.0.0.1
+only and answers no other host name, so that no page in a browser can reach it either. Requests that arrive within a few
+milliseconds are computed together: a model costs little more for eight texts than for one. Give strangers a real server.
+
+What is unusual: annotations are evaluated here (no ``from __future__ import annotations``), because FastAPI reads them.
+"""
+
+import asyncio
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Annotated, Any, Literal
+
+from common.errors import RoadmapError, unknown
+from common.hardware import device
+from common.models import checkpoint
+
+import torch
+
+HOST = "127.0.0.1"
+BATCH, WAIT = 32, 0.01  # items computed together at most; seconds that the first of them waits for others
+OVERLAP = 32  # tokens that neighbouring windows of a long text share
+_DEFAULTS = {"ner": "bert-ner", "classify": "bert-sentiment", "pairs": "bert", "chat": "chat"}
+TASKS = tuple(_DEFAULTS)
+
+
+def serve(task: str, model: str | Path | None = None, *, port: int = 8000) -> None:
+    """Load a model and answer requests until interrupted.
+
+    Raises:
+        RoadmapError: Unknown task, no model there, fastapi not installed, or a port in use.
+    """
+    app = build(task, model)
+    import uvicorn
+
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise RoadmapError(f"Port {port} cannot be used ({error.strerror}); choose another with --port.") from error
+    print(f"{task} on http://{HOST}:{port}  (documentation of the calls: /docs, to stop: Ctrl-C)", flush=True)
+    uvicorn.run(app, host=HOST, port=port, log_level="warning")
+
+
+def build(task: str, model: str | Path | None = None) -> Any:
+    """The application (FastAPI), with its model loaded.
+
+    Args:
+        task: One of :data:`TASKS`.
+        model: A folder or Hub name; None is a checkpoint of the course. For ``pairs``, a model for sequence classification
+            is taken as one tower (the score is the probability of the last class), any other encoder as two towers (the
+            cosine of the means over tokens).
+
+    Raises:
+        RoadmapError: As :func:`serve`.
+    """
+    if task not in _DEFAULTS:
+        raise unknown("task", task, TASKS)
+    try:
+        from fastapi import FastAPI, HTTPException, Request
+        from fastapi.exceptions import RequestValidationError
+        from fastapi.responses import JSONResponse, StreamingResponse
+        from pydantic import BaseModel, Field, StringConstraints
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError as error:
+        raise RoadmapError("The server needs fastapi and uvicorn; install them with: pip install -e '.[serve]'") from error
+
+    source = str(model or checkpoint(_DEFAULTS[task]))
+    compute = _load(task, source)
+    batcher = Batcher(compute)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.run())
+        yield
+        worker.cancel()
+
+    app = FastAPI(title=f"LLM RoadMap: {task}", lifespan=lifespan)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "the body"
+        return JSONResponse({"error": f"{where}: {first['msg']}"}, status_code=422)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"task": task, "model": Path(source).name, "batches": batcher.batches, "items": batcher.items}
+
+    text_type = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+
+    class Texts(BaseModel):
+        texts: list[text_type] = Field(min_length=1, max_length=256)
+
+    class Pairs(BaseModel):
+        pairs: list[tuple[text_type, text_type]] = Field(min_length=1, max_length=256)
+
+    class Message(BaseModel):
+        role: Literal["system", "user", "assistant"]
+        content: text_type
+
+    class Chat(BaseModel):
+        messages: list[Message] = Field(min_length=1, max_length=200)
+        max_tokens: int = Field(64, ge=1, le=1_024)
+        temperature: float = Field(0.0, ge=0.0, le=0.0, description="0 only: the most likely answer")
+        stream: bool = False
+        model: str = source
+
+    if task in ("ner", "classify"):
+
+        @app.post(f"/{task}")
+        async def texts(request: Texts) -> dict[str, Any]:
+            return {"results": await batcher.all(request.texts)}
+
+    if task == "pairs":
+
+        @app.post("/pairs")
+        async def pairs(request: Pairs) -> dict[str, Any]:
+            return {"scores": await batcher.all(request.pairs)}
+
+    if task == "chat":
+
+        @app.post("/v1/chat/completions", response_model=None)
+        async def chat(request: Chat) -> dict[str, Any] | StreamingResponse:
+            messages = [message.model_dump() for message in request.messages]
+            if messages[-1]["role"] != "user":
+                raise HTTPException(422, "the last message must be the user's")
+            try:
+                messages = compute.recent(messages, request.max_tokens)
+            except RoadmapError as error:
+                raise HTTPException(413, str(error)) from error
+            head = {"id": f"chat-{uuid.uuid4().hex}", "created": int(time.time()), "model": Path(source).name}
+            if request.stream:
+                pieces = _events(head, compute.stream(messages, request.max_tokens))
+                return StreamingResponse(pieces, media_type="text/event-stream")
+            (said,) = await batcher.all([messages], key=request.max_tokens)
+            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+            return head | {"object": "chat.completion", "choices": [choice]}
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+    return app
+
+
+class Batcher:
+    """Collects what arrives at about the same time and computes it in one call, in a thread beside the event loop.
+
+    Attributes:
+        batches: Calls made so far.
+        items: Items in them.
+    """
+
+    def __init__(self, compute: Callable[[list[Any], Any], Sequence[Any]], size: int = BATCH, wait: float = WAIT) -> None:
+        self.compute, self.size, self.wait = compute, size, wait
+        self.batches = self.items = 0
+        self._queue: asyncio.Queue[tuple[Any, Hashable, asyncio.Future[Any]]] = asyncio.Queue()
+
+    async def all(self, items: Sequence[Any], key: Hashable = None) -> list[Any]:
+        """The results of some items; only items of the same ``key`` are computed together."""
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in items]
+        for item, future in zip(items, futures):
+            self._queue.put_nowait((item, key, future))
+        return list(await asyncio.gather(*futures))
+
+    async def run(self) -> None:
+        """Serve the queue, for as long as the server lives."""
+        while True:
+            waiting = [await self._queue.get()]
+            await asyncio.sleep(self.wait)
+            while not self._queue.empty() and len(waiting) < self.size:
+                waiting.append(self._queue.get_nowait())
+            for key in dict.fromkeys(key for _, key, _ in waiting):
+                group = [(item, future) for item, other, future in waiting if other == key]
+                self.batches, self.items = self.batches + 1, self.items + len(group)
+                try:
+                    results = await asyncio.to_thread(self.compute, [item for item, _ in group], key)
+                except Exception as error:
+                    for _, future in group:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
+                for (_, future), result in zip(group, results):
+                    if not future.done():  # else the client has gone
+                        future.set_result(result)
+
+
+# ------------------------------------------------------------------------------------------------ the models
+
+
+def _load(task: str, source: str) -> Any:
+    import transformers as tf
+
+    home = device(verbose=False)
+    kinds: dict[str, Any] = {
+        "ner": tf.AutoModelForTokenClassification,
+        "classify": tf.AutoModelForSequenceClassification,
+        "chat": tf.AutoModelForCausalLM,
+    }
+    try:
+        tokenizer = tf.AutoTokenizer.from_pretrained(source)
+        if task == "pairs":
+            one_tower = any(name.endswith("ForSequenceClassification") for name in _architectures(source))
+            kinds["pairs"] = tf.AutoModelForSequenceClassification if one_tower else tf.AutoModel
+        model = kinds[task].from_pretrained(source, dtype=torch.float32).eval().to(home)
+    except (OSError, ValueError) as error:
+        raise RoadmapError(f"No model for {task} could be loaded from {source}: {str(error).splitlines()[0]}") from error
+    if task == "chat":
+        return _Chat(model, tokenizer)
+    if task == "pairs":
+        return _OneTower(model, tokenizer) if one_tower else _TwoTowers(model, tokenizer)
+    return _Texts(task, model, tokenizer)
+
+
+def _architectures(source: str) -> list[str]:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source).architectures or []
+
+
+class _Texts:
+    """Names or classes, by transformers' own pipelines; long texts are tagged in windows that overlap."""
+
+    def __init__(self, task: str, model: Any, tokenizer: Any) -> None:
+        from transformers import pipeline
+
+        self.ner = task == "ner"
+        if self.ner:
+            options: dict[str, Any] = {"aggregation_strategy": "simple", "stride": OVERLAP}
+            self.pipe: Any = pipeline("token-classification", model=model, tokenizer=tokenizer, **options)
+        else:
+            self.pipe = pipeline("text-classification", model=model, tokenizer=tokenizer)
+
+    def __call__(self, texts: list[str], _: Any = None) -> list[Any]:
+        if not self.ner:
+            return [
+                {"label": r["label"], "score": float(r["score"])} for r in self.pipe(texts, batch_size=BATCH, truncation=True)
+            ]
+        found = self.pipe(texts, batch_size=BATCH)
+        return [
+            [
+                {"type": r["entity_group"], "text": text[r["start"] : r["end"]], "start": int(r["start"]), "end": int(r["end"])}
+                | {"score": float(r["score"])}
+                for r in rows
+            ]
+            for text, rows in zip(texts, found)
+        ]
+
+
+class _OneTower:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @torch.inference_mode()
+    def __call__(self, pairs: list[tuple[str, str]], _: Any = None) -> list[float]:
+        left, right = zip(*pairs)
+        inputs = self.tokenizer(list(left), list(right), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        logits = self.model(**inputs).logits
+        return (logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, -1]).tolist()
+
+
+class _TwoTowers(_OneTower):
+    @torch.inference_mode()
+    def __call__(self, pairs: list[tuple[str, str]], _: Any = None) -> list[float]:
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each text once
+        inputs = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        hidden, mask = self.model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        vectors = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        place = {text: i for i, text in enumerate(texts)}
+        return [float(vectors[place[a]] @ vectors[place[b]]) for a, b in pairs]
+
+
+class _Chat:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise RoadmapError("This model has no chat template, so it cannot chat; give an instruct model.")
+        self.model, self.tokenizer = model, tokenizer
+        self.room = int(getattr(model.config, "max_position_embeddings", 1_024))
+        self.lock = Lock()  # one generation at a time: a streaming one and a batch would only slow each other down
+
+    def __call__(self, conversations: list[Any], max_tokens: int) -> list[str]:
+        from common.chat import answer
+
+        with self.lock:
+            return answer(self.model, self.tokenizer, conversations, max_new_tokens=max_tokens, batch=BATCH)
+
+    def recent(self, messages: list[dict[str, str]], max_tokens: int) -> list[dict[str, str]]:
+        """The messages without the oldest turns that do not fit beside the answer; the system message stays."""
+        system, rest = ([m for m in messages if (m["role"] == "system") == first] for first in (True, False))
+
+        def too_long() -> bool:
+            ids = self.tokenizer.apply_chat_template(system + rest, add_generation_prompt=True)["input_ids"]
+            return len(ids) + max_tokens > self.room
+
+        while too_long() and len(rest) > 1:
+            rest = rest[2:] if rest[1]["role"] == "assistant" and len(rest) > 2 else rest[1:]
+        if too_long():
+            raise RoadmapError(f"The last message and {max_tokens} new tokens do not fit into {self.room} tokens; shorten one.")
+        return system + rest
+
+    def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Any:
+        """The answer in pieces, while it is being made."""
+        from transformers import TextIteratorStreamer
+
+        inputs = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+        pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[no-untyped-call]
+        options = {"max_new_tokens": max_tokens, "do_sample": False, "pad_token_id": self.tokenizer.pad_token_id}
+
+        def work() -> None:
+            with self.lock:
+                try:
+                    self.model.generate(**inputs.to(self.model.device), **options, streamer=pieces)
+                finally:
+                    pieces.end()  # or the reader would wait for ever
+
+        Thread(target=work, daemon=True).start()
+        return pieces
+
+
+def _events(head: dict[str, Any], pieces: Any) -> Any:
+    """Server-sent events as OpenAI's clients read them."""
+
+    def event(delta: dict[str, str], reason: str | None) -> str:
+        body = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        return f"data: {json.dumps(head | body, ensure_ascii=False)}\n\n"
+
+    for piece in pieces:
+        if piece:
+            yield event({"content": piece}, None)
+    yield event({}, "stop")
+    yield "data: [DONE]\n\n"
