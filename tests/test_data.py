@@ -218,6 +218,24 @@ def test_the_second_corpus_of_names():
     ]
 
 
+def test_a_name_in_brackets_has_the_kind_it_has_in_its_sentence():
+    seen: Counter[str] = Counter()
+    for split, rows in load_data("entity_types").items():
+        sentences = ["".join(tokens) for tokens in load_data("ner")[split]["tokens"]]
+        joined = "\n".join(sentences)
+        for row in rows.select(range(200)):
+            assert row["text"].count("【") == row["text"].count("】") == 1
+            assert row["text"].replace("【", "").replace("】", "") in joined  # of this split, and nothing added
+        seen.update(normalise(text) for text in rows["text"])
+    assert seen.most_common(1)[0][1] == 1
+    tagged = {
+        "tokens": list("张三在北京。"),
+        "ner_tags": [NER_TAGS.index(t) for t in ("B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O")],
+    }
+    assert names._typed(tagged) == {"text": "【张三】在北京。", "label": 0}  # six characters, two names: the first
+    assert names._typed({"tokens": ["好"], "ner_tags": [0]})["label"] == -1
+
+
 # ------------------------------------------------------------------------------------------------ full scale
 
 

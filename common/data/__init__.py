@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.data import images, instructions, names, pairs, texts
+from common.data import faq, headlines, images, instructions, names, pairs, reading, texts
 from common.data.cards import Card
 from common.data.files import READERS, from_file
 from common.data.sources import LAW_DEPARTMENTS, NER_TAGS
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["DATA", "LAW_DEPARTMENTS", "NER_TAGS", "SPLITS", "Card", "HeldOut", "load_data", "normalise"]
 
-DATA: dict[str, Card] = {**texts.CARDS, **names.CARDS, **instructions.CARDS, **pairs.CARDS, **images.CARDS}
+DATA: dict[str, Card] = {
+    **texts.CARDS,
+    **names.CARDS,
+    **instructions.CARDS,
+    **pairs.CARDS,
+    **faq.CARDS,
+    **images.CARDS,
+    **headlines.CARDS,
+    **reading.CARDS,
+}
 # read now: a file may be edited while this process runs the old code
 _CODE = {path.stem: path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))}
 
