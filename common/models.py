@@ -59,6 +59,7 @@ MODELS = {
     ),
     "qwen": ModelCard("decoder, causal language model", "tiny-qwen-zh", "Qwen/Qwen2.5-0.5B", 494, "Apache-2.0"),
     "chat": ModelCard("that decoder, taught to answer", "tiny-qwen-zh-chat", "Qwen/Qwen2.5-0.5B-Instruct", 494, "Apache-2.0"),
+    "t5": ModelCard("encoder and decoder, text to text", "tiny-t5-zh", "google/mt5-small", 300, "Apache-2.0"),
     "clip": ModelCard(
         "image tower and text tower",
         "tiny-clip-emoji",

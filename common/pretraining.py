@@ -29,6 +29,8 @@ from common.pretraining_clip import NAME as CLIP
 from common.pretraining_clip import make_clip
 from common.pretraining_llava import NAME as LLAVA
 from common.pretraining_llava import make_llava
+from common.pretraining_t5 import NAME as T5
+from common.pretraining_t5 import make_t5
 from common.teacher import load_teacher
 from common.text import align_labels
 from common.training import History, evaluating, fit, predict
@@ -134,8 +136,8 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     """Make a shipped checkpoint anew: pre-train it, or fine-tune it from the one it stands on.
 
     Args:
-        name: A key of :data:`RECIPES` or :data:`FINE_TUNED`, or that of :mod:`common.pretraining_clip` or
-            :mod:`common.pretraining_llava`.
+        name: A key of :data:`RECIPES` or :data:`FINE_TUNED`, or that of :mod:`common.pretraining_clip`,
+            :mod:`common.pretraining_llava` or :mod:`common.pretraining_t5`.
         steps: Instead of the recipe's, for a trial (pre-training only).
         out: Where the checkpoint goes; by default its place in ``assets/models``.
         force: Replace a checkpoint that is there.
@@ -147,11 +149,12 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     Raises:
         RoadmapError: Unknown name, a checkpoint in the way, or an option that a fine-tuned checkpoint does not have.
     """
-    if name not in (*RECIPES, *FINE_TUNED, CLIP, LLAVA):
-        raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED, CLIP, LLAVA])
+    own = {CLIP: make_clip, LLAVA: make_llava, T5: make_t5}
+    if name not in (*RECIPES, *FINE_TUNED, *own):
+        raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED, *own])
     folder = (out or MODELS_DIR / name).resolve()
-    if name in (CLIP, LLAVA):
-        return (make_clip if name == CLIP else make_llava)(folder, steps=steps, force=force, resume=resume)
+    if name in own:
+        return own[name](folder, steps=steps, force=force, resume=resume)
     if (folder / "model.safetensors").exists() and not (force or resume):
         raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
     if name in FINE_TUNED:
