@@ -149,7 +149,7 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
     Raises:
         RoadmapError: Unknown name, a checkpoint in the way, or an option that a fine-tuned checkpoint does not have.
     """
-    own = {CLIP: make_clip, LLAVA: make_llava, T5: make_t5}
+    own: dict[str, Callable[..., Path]] = {CLIP: make_clip, LLAVA: make_llava, T5: make_t5}
     if name not in (*RECIPES, *FINE_TUNED, *own):
         raise unknown("checkpoint recipe", name, [*RECIPES, *FINE_TUNED, *own])
     folder = (out or MODELS_DIR / name).resolve()

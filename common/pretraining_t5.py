@@ -187,6 +187,7 @@ def t5_model(tokenizer: Any) -> Any:
     """T5 1.1 (gated GELU), 3 + 3 layers of width 128, one matrix for both embeddings and the output layer."""
     from transformers import T5Config, T5ForConditionalGeneration
 
+    inherited: dict[str, Any] = {"decoder_start_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True}
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=128,
@@ -199,8 +200,7 @@ def t5_model(tokenizer: Any) -> Any:
         dropout_rate=0.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
+        **inherited,
     )
     return ready_to_copy(T5ForConditionalGeneration(config))
 

