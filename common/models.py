@@ -7,6 +7,7 @@ precision; each folder has a card with its data, licence, steps, curve and held-
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,20 @@ def verify(name: str) -> list[str]:
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of what a checkpoint is made of, for its card."""
     return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name not in ("card.json", "README.md")}
+
+
+def work_folder(folder: Path, *, force: bool, resume: bool) -> Path:
+    """Where a run keeps what it may be resumed from, beside the folder of its checkpoint; emptied unless ``resume``.
+
+    Raises:
+        RoadmapError: If the folder holds a checkpoint that is neither to be replaced nor to be continued.
+    """
+    if (folder / "model.safetensors").exists() and not (force or resume):
+        raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
+    work = folder.parent / f".{folder.name}-run"
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    return work
 
 
 def loss_curve(steps: list[dict[str, float]]) -> list[list[float]]:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from common.data import load_data
-from common.errors import RoadmapError
 from common.hardware import machine, parameters, set_seed
-from common.models import loss_curve, write_card
+from common.models import loss_curve, work_folder, write_card
 from common.training import evaluating, fit
 
 import numpy as np
@@ -76,11 +75,7 @@ def make_clip(
     """
     recipe = recipe or ClipRecipe()
     folder = Path(folder).resolve()
-    if (folder / "model.safetensors").exists() and not (force or resume):
-        raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
-    work = folder.parent / f".{NAME}-run"
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
+    work = work_folder(folder, force=force, resume=resume)
     data = {split: things(rows) for split, rows in load_data("image_text").items()}
     processor = clip_processor(emoji_tokenizer([*data["train"]["caption_zh"], *data["train"]["caption_en"]]))
     set_seed(recipe.seed)

@@ -22,7 +22,7 @@ from common.data.images import ASKED_BLANK, CELLS, EMPTY, ICONS, SIZE, Scene, dr
 from common.data.splits import bucket
 from common.errors import RoadmapError
 from common.hardware import machine, parameters, set_seed
-from common.models import MODELS_DIR, loss_curve, write_card
+from common.models import MODELS_DIR, loss_curve, work_folder, write_card
 from common.pretraining_clip import as_tensor, outlines, vary
 from common.text import IGNORE, chat_features
 from common.training import History, evaluating, fit
@@ -116,11 +116,7 @@ def make_llava(
         read, align = min(steps, recipe.read_steps), min(steps, recipe.align_steps)
         recipe = replace(recipe, read_steps=read, align_steps=align, steps=steps, ask_steps=min(steps, recipe.ask_steps))
     folder = Path(folder).resolve()
-    if (folder / "model.safetensors").exists() and not (force or resume):
-        raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
-    work = folder.parent / f".{NAME}-run"
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
+    work = work_folder(folder, force=force, resume=resume)
     began = time.perf_counter()
     model, processor, seeing = teach(recipe, folder=work / "seeing", resume=resume)
     seconds = round(time.perf_counter() - began)

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from common.data import load_data
-from common.errors import RoadmapError
 from common.hardware import machine, parameters, set_seed
-from common.models import loss_curve, write_card
+from common.models import loss_curve, work_folder, write_card
 from common.training import evaluating, fit
 
 import torch
@@ -81,11 +80,7 @@ def make_t5(
 
     recipe = recipe or T5Recipe()
     folder = Path(folder).resolve()
-    if (folder / "model.safetensors").exists() and not (force or resume):
-        raise RoadmapError(f"{folder} holds a checkpoint; give --force to replace it, or --out for another folder.")
-    work = folder.parent / f".{NAME}-run"
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
+    work = work_folder(folder, force=force, resume=resume)
     corpus = load_data("corpus")
     tokenizer = t5_tokenizer(corpus["train"]["text"][:])
     rows = pieces(corpus["train"]["text"][:])
