@@ -32,21 +32,63 @@ TASKS = tuple(_DEFAULTS)
 
 
 def serve(task: str, model: str | Path | None = None, *, port: int = 8000) -> None:
-    """Load a model and answer requests until interrupted.
+    """Load a model and answer requests until interrupted; arguments as of :func:`build` and :func:`run`."""
+    run(build(task, model), port, task)
+
+
+def run(app: Any, port: int, what: str) -> None:
+    """Answer requests on this machine until interrupted; the address is printed once it can be called.
+
+    Args:
+        app: From :func:`build` or :func:`local`.
+        port: 0 takes any free one.
+        what: What is served, for the printed line.
 
     Raises:
-        RoadmapError: Unknown task, no model there, fastapi not installed, or a port in use.
+        RoadmapError: If the port cannot be used.
     """
-    app = build(task, model)
     import uvicorn
 
-    with socket.socket() as probe:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise RoadmapError(f"Port {port} cannot be used ({error.strerror}); choose another with --port.") from error
-    print(f"{task} on http://{HOST}:{port}  (documentation of the calls: /docs, to stop: Ctrl-C)", flush=True)
-    uvicorn.run(app, host=HOST, port=port, log_level="warning")
+            listener.bind((HOST, port))
+            listener.listen()
+        except (OSError, OverflowError) as error:
+            raise RoadmapError(f"Port {port} cannot be used ({error}); choose another with --port.") from error
+        print(f"http://{HOST}:{listener.getsockname()[1]}  {what} (the calls: /docs, to stop: Ctrl-C)", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def local(title: str, lifespan: Any = None) -> Any:
+    """An application (FastAPI) that answers this machine's own names only, and says in one sentence what is wrong.
+
+    Raises:
+        RoadmapError: If fastapi is not installed.
+    """
+    try:
+        import uvicorn  # noqa: F401
+        from fastapi import FastAPI, HTTPException, Request
+        from fastapi.exceptions import RequestValidationError
+        from fastapi.responses import JSONResponse
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError as error:
+        raise RoadmapError("The server needs fastapi and uvicorn; install them with: pip install fastapi uvicorn") from error
+
+    app = FastAPI(title=title, lifespan=lifespan)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "the body"
+        return JSONResponse({"error": f"{where}: {first['msg']}"}, status_code=422)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+    return app
 
 
 def build(task: str, model: str | Path | None = None) -> Any:
@@ -63,56 +105,45 @@ def build(task: str, model: str | Path | None = None) -> Any:
     """
     if task not in _DEFAULTS:
         raise unknown("task", task, TASKS)
-    try:
-        from fastapi import FastAPI, HTTPException, Request
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse, StreamingResponse
-        from pydantic import BaseModel, Field, StringConstraints
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-    except ImportError as error:
-        raise RoadmapError("The server needs fastapi and uvicorn; install them with: pip install -e '.[serve]'") from error
-
-    source = str(model or checkpoint(_DEFAULTS[task]))
-    compute = _load(task, source)
-    batcher = Batcher(compute)
+    batcher = Batcher()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncIterator[None]:
         worker = asyncio.create_task(batcher.run())
         yield
         worker.cancel()
 
-    app = FastAPI(title=f"LLM RoadMap: {task}", lifespan=lifespan)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    app = local(f"LLM RoadMap: {task}", lifespan)
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+    from pydantic import BaseModel, Field, StringConstraints
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:])) or "the body"
-        return JSONResponse({"error": f"{where}: {first['msg']}"}, status_code=422)
+    source = str(model or checkpoint(_DEFAULTS[task]))
+    name = Path(source).name
+    batcher.compute = compute = _load(task, source)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"task": task, "model": Path(source).name, "batches": batcher.batches, "items": batcher.items}
+        return {"task": task, "model": name, "batches": batcher.batches, "items": batcher.items}
 
     text_type = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
 
-    class Texts(BaseModel):
+    class Texts(BaseModel, extra="forbid"):
         texts: list[text_type] = Field(min_length=1, max_length=256)
 
-    class Pairs(BaseModel):
+    class Pairs(BaseModel, extra="forbid"):
         pairs: list[tuple[text_type, text_type]] = Field(min_length=1, max_length=256)
 
-    class Message(BaseModel):
+    class Message(BaseModel, extra="forbid"):
         role: Literal["system", "user", "assistant"]
         content: text_type
 
-    class Chat(BaseModel):
+    class Chat(BaseModel, extra="forbid"):  # an option that would do nothing is refused
         messages: list[Message] = Field(min_length=1, max_length=200)
         max_tokens: int = Field(64, ge=1, le=1_024)
         temperature: float = Field(0.0, ge=0.0, le=0.0, description="0 only: the most likely answer")
         stream: bool = False
-        model: str = source
+        model: str = name
 
     if task in ("ner", "classify"):
 
@@ -131,23 +162,22 @@ def build(task: str, model: str | Path | None = None) -> Any:
         @app.post("/v1/chat/completions", response_model=None)
         async def chat(request: Chat) -> dict[str, Any] | StreamingResponse:
             messages = [message.model_dump() for message in request.messages]
+            if request.model not in (name, source):
+                raise HTTPException(404, f"there is no model {request.model!r} here, only {name!r}")
             if messages[-1]["role"] != "user":
                 raise HTTPException(422, "the last message must be the user's")
             try:
                 messages = compute.recent(messages, request.max_tokens)
             except RoadmapError as error:
                 raise HTTPException(413, str(error)) from error
-            head = {"id": f"chat-{uuid.uuid4().hex}", "created": int(time.time()), "model": Path(source).name}
+            head = {"id": f"chat-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
             if request.stream:
-                pieces = _events(head, compute.stream(messages, request.max_tokens))
-                return StreamingResponse(pieces, media_type="text/event-stream")
+                events = _events(head, compute.stream(messages, request.max_tokens), compute.ended, request.max_tokens)
+                return StreamingResponse(events, media_type="text/event-stream")
             (said,) = await batcher.all([messages], key=request.max_tokens)
-            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+            choice = {"index": 0, "message": {"role": "assistant", "content": said}}
+            choice["finish_reason"] = compute.ended(said, request.max_tokens)
             return head | {"object": "chat.completion", "choices": [choice]}
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, status_code=error.status_code)
 
     return app
 
@@ -156,12 +186,15 @@ class Batcher:
     """Collects what arrives at about the same time and computes it in one call, in a thread beside the event loop.
 
     Attributes:
+        compute: The results of some items and their key; set before the first request.
         batches: Calls made so far.
         items: Items in them.
     """
 
-    def __init__(self, compute: Callable[[list[Any], Any], Sequence[Any]], size: int = BATCH, wait: float = WAIT) -> None:
-        self.compute, self.size, self.wait = compute, size, wait
+    compute: Callable[[list[Any], Any], Sequence[Any]]
+
+    def __init__(self, size: int = BATCH, wait: float = WAIT) -> None:
+        self.size, self.wait = size, wait
         self.batches = self.items = 0
         self._queue: asyncio.Queue[tuple[Any, Hashable, asyncio.Future[Any]]] = asyncio.Queue()
 
@@ -308,6 +341,10 @@ class _Chat:
             raise RoadmapError(f"The last message and {max_tokens} new tokens do not fit into {self.room} tokens; shorten one.")
         return system + rest
 
+    def ended(self, said: str, max_tokens: int) -> str:
+        """Why an answer ends: ``"length"`` if it has as many tokens as it may, else ``"stop"``."""
+        return "length" if len(self.tokenizer(said, add_special_tokens=False)["input_ids"]) >= max_tokens else "stop"
+
     def stream(self, messages: list[dict[str, str]], max_tokens: int) -> Any:
         """The answer in pieces, while it is being made."""
         from transformers import TextIteratorStreamer
@@ -327,15 +364,16 @@ class _Chat:
         return pieces
 
 
-def _events(head: dict[str, Any], pieces: Any) -> Any:
+def _events(head: dict[str, Any], pieces: Any, ended: Callable[[str, int], str], max_tokens: int) -> Any:
     """Server-sent events as OpenAI's clients read them."""
 
     def event(delta: dict[str, str], reason: str | None) -> str:
         body = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
         return f"data: {json.dumps(head | body, ensure_ascii=False)}\n\n"
 
-    for piece in pieces:
-        if piece:
-            yield event({"content": piece}, None)
-    yield event({}, "stop")
+    said = ""
+    for piece in filter(None, pieces):
+        said += piece
+        yield event({"content": piece}, None)
+    yield event({}, ended(said, max_tokens))
     yield "data: [DONE]\n\n"

@@ -196,7 +196,7 @@ def server(saved):
         text=True,
     )
     line = process.stdout.readline()  # printed when the port is bound
-    yield process, line.split()[0] if line else ""
+    yield process, f"{line.split()[0]}/answer" if line else ""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
@@ -231,7 +231,7 @@ def test_server_answers_a_batch_refuses_and_stops(server, saved):
         ({"questions": ["？？"]}, "no word in this question"),
     ):
         status, error = post(address, body)
-        assert status == 422 and says in json.dumps(error), error
+        assert status == 422 and says in error["error"], error
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) is not None
 

@@ -81,6 +81,23 @@ def test_chat_streams_what_it_says_at_once(client):
     assert said and "".join(pieces).strip() == said
 
 
+def test_an_answer_that_was_cut_says_so(client):
+    messages = [{"role": "user", "content": "这条评论是好评还是差评？\n很好，非常满意"}]
+    for limit, reason in ((1, "length"), (20, "stop")):
+        body = {"messages": messages, "max_tokens": limit}
+        whole = client("chat").post("/v1/chat/completions", json=body).json()
+        streamed = client("chat").post("/v1/chat/completions", json=body | {"stream": True}).text
+        last = json.loads(streamed.split("data: ")[-2])
+        assert whole["choices"][0]["finish_reason"] == last["choices"][0]["finish_reason"] == reason
+
+
+def test_another_model_than_the_one_here_is_refused(client):
+    asked = {"messages": [{"role": "user", "content": "好还是差？"}], "max_tokens": 2}
+    assert client("chat").post("/v1/chat/completions", json=asked | {"model": "tiny-qwen-zh-chat"}).status_code == 200
+    refused = client("chat").post("/v1/chat/completions", json=asked | {"model": "gpt"})
+    assert refused.status_code == 404 and "only 'tiny-qwen-zh-chat'" in refused.json()["error"]
+
+
 def test_a_long_chat_loses_its_oldest_turns_and_keeps_the_system_message(client):
     old = [{"role": role, "content": "很好" * 60} for role in ("user", "assistant") * 12]
     messages = [{"role": "system", "content": "简短回答"}, *old, {"role": "user", "content": "好还是差？"}]
@@ -98,6 +115,7 @@ def test_a_long_chat_loses_its_oldest_turns_and_keeps_the_system_message(client)
         ("ner", "/ner", {"texts": []}, "texts: List should have at least 1 item"),
         ("ner", "/ner", {"texts": ["  "]}, "texts.0: String should have at least 1 character"),
         ("ner", "/ner", {"text": "x"}, "texts: Field required"),
+        ("ner", "/ner", {"texts": ["x"], "top_k": 3}, "top_k: Extra inputs are not permitted"),
         ("ner", "/ner", {"texts": ["x"] * 257}, "at most 256 items"),
         ("ner", "/ner", {"texts": ["x" * 20_001]}, "at most 20000 characters"),
         ("pairs", "/pairs", {"pairs": [["a"]]}, "pairs.0.1: Field required"),
@@ -131,7 +149,8 @@ def test_what_arrives_together_is_computed_together_and_errors_reach_their_own_r
         return [item * 10 for item in items]
 
     async def scenario():
-        batcher = Batcher(compute, size=8, wait=0.05)
+        batcher = Batcher(size=8, wait=0.05)
+        batcher.compute = compute
         worker = asyncio.create_task(batcher.run())
         asked = [batcher.all([i]) for i in range(5)] + [batcher.all([7, 8], key="other"), batcher.all([9], key="bad")]
         results = await asyncio.gather(*asked, return_exceptions=True)
@@ -159,7 +178,7 @@ def test_errors_before_the_start(tmp_path, monkeypatch):
         with pytest.raises(RoadmapError, match="choose another with --port"):
             serve("classify", port=taken.getsockname()[1])
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(RoadmapError, match=r"pip install -e '.\[serve\]'"):
+    with pytest.raises(RoadmapError, match="pip install fastapi uvicorn"):
         build("ner")
 
 

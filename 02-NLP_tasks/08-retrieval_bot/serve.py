@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ from common import RoadmapError, outputs
 try:
     from pydantic import BaseModel, Field
 except ModuleNotFoundError:
-    sys.exit("The server needs fastapi, uvicorn and pydantic; get them with: pip install fastapi uvicorn")
+    sys.exit("The server needs fastapi and uvicorn; install them with: pip install fastapi uvicorn")
 
 if TYPE_CHECKING:
     from bot import Bot
     from fastapi import FastAPI
 
 HERE = "02-NLP_tasks/08-retrieval_bot"
-HOST = "127.0.0.1"  # never the network: there is no login
 MOST = 64  # questions in one request
 
 Question = Annotated[str, Field(min_length=1, max_length=300)]
@@ -52,9 +50,11 @@ class Reply(BaseModel):
 
 def application(bot: Bot) -> FastAPI:
     """The two routes: ``GET /health`` and ``POST /answer``."""
-    from fastapi import FastAPI, HTTPException
+    from common.serve import local
 
-    app = FastAPI(title="Retrieval bot")
+    from fastapi import HTTPException
+
+    app: FastAPI = local("Retrieval bot")  # this machine only: there is no login
 
     @app.get("/health")
     def health() -> dict[str, int | str]:
@@ -77,7 +77,7 @@ def application(bot: Bot) -> FastAPI:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="serve.py", description=f"Serve a saved bot on {HOST}.")
+    made = argparse.ArgumentParser(prog="serve.py", description="Serve a saved bot on 127.0.0.1.")
     made.add_argument("folder", nargs="?", type=Path, help="a saved bot (default: the one the notebook has made)")
     made.add_argument("--port", type=int, default=8008, help="default 8008; 0 takes any free one")
     return made
@@ -87,26 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; 1 is an error that the user can put right (one sentence)."""
     options = parser().parse_args(arguments)
     try:
-        import uvicorn
+        from common.serve import run
+
         from bot import Bot
 
-        app = application(Bot.load(options.folder or outputs(HERE) / "bot"))
+        run(application(Bot.load(options.folder or outputs(HERE) / "bot")), options.port, "the bot at /answer")
     except RoadmapError as error:
         print(error, file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        print(f"{error.name} is not installed; get it with: pip install fastapi uvicorn", file=sys.stderr)
-        return 1
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, options.port))
-        listener.listen()  # before the address is shown: a request that comes at once waits, it is not refused
-    except (OSError, OverflowError) as error:
-        print(f"Port {options.port} cannot be used ({error}); choose another with --port.", file=sys.stderr)
-        return 1
-    print(f"http://{HOST}:{listener.getsockname()[1]}/answer  (interrupt to stop)", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     return 0
 
 
