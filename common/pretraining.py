@@ -22,7 +22,7 @@ from typing import Any
 from common.chat import chat_loader, exact_match
 from common.data import NER_TAGS, load_data
 from common.errors import RoadmapError, unknown
-from common.hardware import machine, parameters, set_seed
+from common.hardware import machine, set_seed
 from common.metrics import seqeval
 from common.models import MODELS_DIR, from_scratch, loss_curve, read_card, write_card
 from common.pretraining_clip import NAME as CLIP
@@ -33,7 +33,7 @@ from common.pretraining_t5 import NAME as T5
 from common.pretraining_t5 import make_t5
 from common.teacher import load_teacher
 from common.text import align_labels
-from common.training import History, evaluating, fit, predict
+from common.training import History, evaluating, fit, predict, run_facts
 
 import torch
 from torch.utils.data import DataLoader
@@ -205,17 +205,11 @@ def pretrain(name: str, folder: Path, *, steps: int | None = None, resume: bool 
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    card = {
+    card = run_facts(model, history, began) | {
         "name": name,
-        "parameters": parameters(model),
         "recipe": {k: v for k, v in asdict(recipe).items() if k != "distil"} | {"steps": len(history.steps)},
-        "tokens_seen": history.tokens,
         "held_out": history.evaluations[-1],
-        "curve": loss_curve(history.steps),
         "evaluations": history.evaluations,
-        "seconds_of_last_run": round(time.perf_counter() - began),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
         "data": "load_data('corpus'): reviews, People's Daily January 1998, PRC law, MSRA sentences; training splits only",
         "licence": "Apache-2.0 for the weights; the texts' own terms are in `python -m common data corpus`",
     }
@@ -355,16 +349,10 @@ def _specialise(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tuned.model.to(torch.float16).save_pretrained(folder)
     tuned.tokenizer.save_pretrained(folder)
-    card = {
+    card = run_facts(tuned.model, tuned.history, began) | {
         "name": name,
-        "parameters": parameters(tuned.model),
         "recipe": asdict(trial) | {"base": base, "steps": len(tuned.history.steps)},
-        "tokens_seen": tuned.history.tokens,
         "held_out": {f"test {trial.metric}": tuned.score},
-        "curve": loss_curve(tuned.history.steps),
-        "seconds_of_last_run": round(time.perf_counter() - began),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
         "data": f"load_data('{trial.task}'), {trial.examples or 'all'} training examples",
         "licence": f"Apache-2.0 for the weights; the texts' own terms are in `python -m common data {trial.task}`",
     }

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from common.data import load_data
-from common.hardware import machine, parameters, set_seed
-from common.models import loss_curve, work_folder, write_card
-from common.training import evaluating, fit
+from common.hardware import set_seed
+from common.models import work_folder, write_card
+from common.training import evaluating, fit, run_facts
 
 import numpy as np
 import torch
@@ -101,18 +101,12 @@ def make_clip(
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.float16).save_pretrained(folder)
     processor.save_pretrained(folder)
-    card = {
+    card = run_facts(model, history, began) | {
         "name": NAME,
-        "parameters": parameters(model),
         "recipe": asdict(recipe) | {"steps": len(history.steps)},
-        "tokens_seen": history.tokens,
         "held_out": held_out,
-        "curve": loss_curve(history.steps),
         "held_out_kind": "held-out pictures",
         "evaluations": history.evaluations,
-        "seconds_of_last_run": round(time.perf_counter() - began),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
         "data": (
             f"load_data('image_text'), training split, things only: {len(data['train'])} Twemoji pictures with their Chinese and "
             "English names"

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from common.data import load_data
-from common.hardware import machine, parameters, set_seed
-from common.models import loss_curve, work_folder, write_card
-from common.training import evaluating, fit
+from common.hardware import set_seed
+from common.models import work_folder, write_card
+from common.training import evaluating, fit, run_facts
 
 import torch
 from torch.utils.data import DataLoader
@@ -119,19 +119,13 @@ def make_t5(
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     unigram = unigram_losses(tokenizer, rows, held_out, recipe)
-    card = {
+    card = run_facts(model, history, began) | {
         "name": NAME,
-        "parameters": parameters(model),
         "recipe": asdict(recipe) | {"steps": len(history.steps)},
-        "tokens_seen": history.tokens,
         "held_out": history.evaluations[-1],
-        "curve": loss_curve(history.steps),
         "held_out_kind": "held-out text, nats per target token",
         "unigram": unigram,
         "evaluations": history.evaluations,
-        "seconds_of_last_run": round(time.perf_counter() - began),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
         "data": "load_data('corpus'), training split: reviews, People's Daily January 1998, PRC law, MSRA sentences",
         "licence": "Apache-2.0 for the weights; the texts' own terms are in `python -m common data corpus`",
         "note": (

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import RoadmapError
-from common.hardware import set_seed
+from common.hardware import machine, parameters, set_seed
+from common.models import loss_curve
 from common.scale import pick, progress
 
 import torch
@@ -229,6 +230,24 @@ def fit(
     history.stopped = "no better evaluation" if keeper.exhausted(patience) and step < total else "done"
     history.seconds = time.perf_counter() - began
     return history
+
+
+def run_facts(model: torch.nn.Module, history: History, began: float) -> dict[str, Any]:
+    """What a checkpoint's card says of the run that made it.
+
+    Args:
+        model: What was trained.
+        history: Of the run.
+        began: ``time.perf_counter()`` at its start.
+    """
+    return {
+        "parameters": parameters(model),
+        "tokens_seen": history.tokens,
+        "curve": loss_curve(history.steps),
+        "seconds_of_last_run": round(time.perf_counter() - began),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def adamw(model: torch.nn.Module, *, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:

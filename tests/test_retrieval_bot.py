@@ -15,7 +15,9 @@ from common.paths import ROOT
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+from transformers import AutoTokenizer
+
+from tests.tiny import small_encoder
 
 FOLDER = ROOT / "02-NLP_tasks" / "08-retrieval_bot"
 SPEC = importlib.util.spec_from_file_location("retrieval_bot", FOLDER / "bot.py")
@@ -37,21 +39,7 @@ ENTRIES = [
 def dense():
     """A random encoder of three small layers with the real tokenizer; one layer is kept."""
     set_seed(1)
-    config = ModernBertConfig(
-        vocab_size=4312,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        layer_types=["full_attention"] * 3,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        cls_token_id=2,
-        sep_token_id=3,
-        bos_token_id=2,
-        eos_token_id=3,
-    )
-    encoder = shallow(ModernBertModel(config), 1)
+    encoder = shallow(small_encoder(3), 1)
     return Dense(encoder, AutoTokenizer.from_pretrained(checkpoint("bert")), length=24)
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+from transformers import AutoTokenizer, ModernBertModel
+
+from tests.tiny import small_encoder
 
 FOLDER = ROOT / "02-NLP_tasks" / "15-text_matching"
 sys.path.insert(0, str(FOLDER))
@@ -41,24 +43,7 @@ def encoder(tmp_path_factory):
     """A random encoder of two small layers, saved with the real tokenizer."""
     folder = tmp_path_factory.mktemp("encoder")
     set_seed(1)
-    config = ModernBertConfig(
-        vocab_size=4312,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        layer_types=["full_attention"] * 2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        cls_token_id=2,
-        sep_token_id=3,
-        bos_token_id=2,
-        eos_token_id=3,
-        attention_dropout=0.0,
-        embedding_dropout=0.0,
-        mlp_dropout=0.0,
-    )
-    ModernBertModel(config).save_pretrained(folder)
+    small_encoder(2, attention_dropout=0.0, embedding_dropout=0.0, mlp_dropout=0.0).save_pretrained(folder)
     AutoTokenizer.from_pretrained(checkpoint("bert")).save_pretrained(folder)
     return str(folder)
 

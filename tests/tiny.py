@@ -4,7 +4,29 @@ import random
 
 import torch
 from torch.utils.data import DataLoader
+from transformers import ModernBertConfig, ModernBertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+def small_encoder(layers: int, **options: float) -> ModernBertModel:
+    """A random encoder of the architecture and vocabulary of tiny-bert-zh, 32 wide."""
+    return ModernBertModel(
+        ModernBertConfig(
+            vocab_size=4312,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            layer_types=["full_attention"] * layers,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            cls_token_id=2,
+            sep_token_id=3,
+            bos_token_id=2,
+            eos_token_id=3,
+            **options,
+        )
+    )
 
 
 class Net(torch.nn.Module):

