@@ -15,7 +15,6 @@ prepare_environment()
 _HOME = {
     "RoadmapError": "errors",
     "pick": "scale",
-    "scale": "scale",
     "progress": "scale",
     "ASSETS": "paths",
     "outputs": "paths",
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from common.models import checkpoint, from_scratch
     from common.paths import ASSETS, outputs
     from common.results import report
-    from common.scale import pick, progress, scale
+    from common.scale import pick, progress
     from common.training import fit, training_arguments
 
 

@@ -233,6 +233,10 @@ def test_a_name_in_brackets_has_the_kind_it_has_in_its_sentence():
         "ner_tags": [NER_TAGS.index(t) for t in ("B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O")],
     }
     assert names._typed(tagged) == {"text": "【张三】在北京。", "label": 0}  # six characters, two names: the first
+    longer = {"tokens": ["他", *tagged["tokens"]], "ner_tags": [0, *tagged["ner_tags"]]}
+    assert names._typed(longer) == {"text": "他张三在【北京】。", "label": 1}  # seven characters: the second
+    firm = [NER_TAGS.index(tag) for tag in ("B-ORG", "I-ORG")]
+    assert names._typed({"tokens": list("新华"), "ner_tags": firm})["label"] == 2
     assert names._typed({"tokens": ["好"], "ner_tags": [0]})["label"] == -1
 
 

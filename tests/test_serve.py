@@ -14,7 +14,7 @@ import urllib.request
 from common.errors import RoadmapError
 from common.models import checkpoint
 from common.paths import ROOT
-from common.serve import HOST, Batcher, build, serve
+from common.serve import HOST, Batcher, _load, build, serve
 
 import pytest
 from fastapi.testclient import TestClient
@@ -101,6 +101,9 @@ def test_another_model_than_the_one_here_is_refused(client):
 def test_a_long_chat_loses_its_oldest_turns_and_keeps_the_system_message(client):
     old = [{"role": role, "content": "很好" * 60} for role in ("user", "assistant") * 12]
     messages = [{"role": "system", "content": "简短回答"}, *old, {"role": "user", "content": "好还是差？"}]
+    kept = _load("chat", checkpoint("chat")).recent(messages, 4)
+    assert kept[0] == messages[0] and kept[1:] == messages[-len(kept) + 1 :] and 3 < len(kept) < len(messages)
+    assert kept[1]["role"] == "user"  # turns go in pairs
     chat = build("chat")
     with TestClient(chat, base_url=f"http://{HOST}") as one:
         answered = one.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 4})
