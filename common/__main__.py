@@ -284,12 +284,24 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{ {True: 'ok', False: 'MISSING', None: 'note'}[ok]:8}{what}" + (f"\n        -> {fix}" if fix and not ok else ""))
 
     line(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "install Python 3.11 or newer and remove .venv")
-    for package in ("torch", "transformers", "datasets", "evaluate", "accelerate", "ipykernel", "nbclient"):
+    needed = (
+        "torch",
+        "transformers",
+        "datasets",
+        "evaluate",
+        "accelerate",
+        "peft",
+        "bitsandbytes",
+        "deepspeed",
+        "ipykernel",
+        "nbclient",
+    )
+    for package in needed:
         try:
             line(True, f"{package} {version(package)}")
         except PackageNotFoundError:
             line(False, package, "make demo, or: pip install -c constraints.txt -e .")
-    for package, extra in (("nbval", "test"), ("jupyterlab", "docs"), ("bitsandbytes", "gpu"), ("deepspeed", "gpu")):
+    for package, extra in (("nbval", "test"), ("fastapi", "serve"), ("jupyterlab", "docs")):
         try:
             line(True, f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -308,11 +320,11 @@ def _doctor(options: argparse.Namespace) -> int:
     from common.data import DATA
     from common.packages import is_cached
 
-    needed = {archive for card in DATA.values() for archive in card.archives}
-    absent = [name for name in needed if not is_cached(name)]
+    archives = {archive for card in DATA.values() for archive in card.archives}
+    absent = [name for name in archives if not is_cached(name)]
     line(
         not absent or None,
-        f"data archives: {len(needed) - len(absent)} of {len(needed)} cached",
+        f"data archives: {len(archives) - len(absent)} of {len(archives)} cached",
         "python -m common data --fetch",
     )
     from common.models import MODELS, checkpoint

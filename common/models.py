@@ -161,6 +161,18 @@ def work_folder(folder: Path, *, force: bool, resume: bool) -> Path:
     return work
 
 
+def ship(folder: Path, model: Any, processor: Any, card: dict[str, Any], work: Path) -> Path:
+    """Write a finished checkpoint in half precision with its tokenizer or processor and its card; remove what the run kept."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.float16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_card(folder, card)
+    shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
 def loss_curve(steps: list[dict[str, float]]) -> list[list[float]]:
     """About a hundred points of a training curve, for a card: step and loss in nats, of records as in ``History.steps``."""
     return [[int(r["step"]), round(r["loss"], 4)] for r in steps[:: max(1, len(steps) // 100)]]
@@ -189,9 +201,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         f"| machine | {card['machine']}, {card['threads']} thread(s), {card['seconds_of_last_run']:,} s |",
         f"| licence | {card['licence']} |",
     ]
-    if second := card.get("distillation"):
-        seen = f"{second['steps']:,} steps, {second['tokens_seen']:,} tokens, {second['seconds_of_last_run']:,} s"
-        lines.append(f"| second stage | {seen}; teacher: {second['teacher']} |")
+    if teacher := card.get("teacher"):
+        lines.append(f"| teacher | {teacher} |")
     if note := card.get("note"):
         lines += ["", note]
     if gain := card.get("fine_tuning"):

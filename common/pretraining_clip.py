@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from common.data import load_data
 from common.hardware import set_seed
-from common.models import work_folder, write_card
+from common.models import ship, work_folder
 from common.training import evaluating, fit, run_facts
 
 import numpy as np
@@ -98,9 +97,6 @@ def make_clip(
         label=NAME,
     )
     held_out = transfer_recall(model, processor, data["train"], data["test"])
-    folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(folder)
-    processor.save_pretrained(folder)
     card = run_facts(model, history, began) | {
         "name": NAME,
         "recipe": asdict(recipe) | {"steps": len(history.steps)},
@@ -118,9 +114,7 @@ def make_clip(
             f"Chance is k / {len(data['train'])}."
         ),
     }
-    write_card(folder, card)
-    shutil.rmtree(work, ignore_errors=True)
-    return folder
+    return ship(folder, model, processor, card, work)
 
 
 # ------------------------------------------------------------------------------------------------ the parts

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 from common.data import load_data
 from common.hardware import set_seed
-from common.models import work_folder, write_card
+from common.models import ship, work_folder
 from common.training import evaluating, fit, run_facts
 
 import torch
@@ -91,11 +90,7 @@ def make_t5(
     train: DataLoader[Any] = DataLoader(
         rows,  # type: ignore[arg-type]
         batch_size=recipe.batch,
-        sampler=LengthGroupedSampler(
-            recipe.batch,
-            lengths=[len(row) for row in rows],
-            generator=torch.Generator().manual_seed(recipe.seed),  # or a resumed run would meet another order
-        ),
+        sampler=LengthGroupedSampler(recipe.batch, lengths=[len(row) for row in rows]),
         drop_last=True,
         collate_fn=noising(tokenizer, recipe),
     )
@@ -115,9 +110,6 @@ def make_t5(
         seed=recipe.seed,
         label=NAME,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     unigram = unigram_losses(tokenizer, rows, held_out, recipe)
     card = run_facts(model, history, began) | {
         "name": NAME,
@@ -136,9 +128,7 @@ def make_t5(
             + "."
         ),
     }
-    write_card(folder, card)
-    shutil.rmtree(work, ignore_errors=True)
-    return folder
+    return ship(folder, model, tokenizer, card, work)
 
 
 # ------------------------------------------------------------------------------------------------ the parts

@@ -7,12 +7,12 @@ data, dequantised, and put into transformers' own ``BertModel``; the engine that
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from common.packages import read_member
-from common.scale import progress
 
 import numpy as np
 import torch
@@ -29,31 +29,41 @@ _LINEAR = {
 _NORM = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
 
 
+_PREFIX = "passage: "  # what this encoder's texts began with when it was trained
+
+
 @dataclass(frozen=True)
 class Teacher:
-    """The encoder with its tokenizer."""
+    """The encoder with its tokenizer.
+
+    Source:
+        Wang et al., "Multilingual E5 Text Embeddings" (2024).
+    """
 
     tokenizer: Any
     model: Any
+    longest: int = 192  # pieces of a text, markers included; what is beyond is not read
+
+    def pieces(self, text: str) -> list[tuple[int, int]]:
+        """Where each of the teacher's pieces begins and ends in the text, in characters; (0, 0) for markers and prefix."""
+        encoded = self.tokenizer(_PREFIX + text, truncation=True, max_length=self.longest, return_offsets_mapping=True)
+        return [(max(start - len(_PREFIX), 0), max(end - len(_PREFIX), 0)) for start, end in encoded["offset_mapping"]]
 
     @torch.no_grad()
-    def embed(self, texts: list[str], *, max_length: int = 128, batch: int = 32) -> torch.Tensor:
-        """Mean-pooled vectors of texts, shape ``(len(texts), 384)``.
+    def states(self, texts: list[str], layers: Sequence[int]) -> list[torch.Tensor]:
+        """Hidden states of each text at some layers, side by side: shape ``(pieces, len(layers) * width)``, float32.
 
-        Source:
-            Wang et al., "Multilingual E5 Text Embeddings" (2024): passages carry the prefix ``passage:``.
+        Args:
+            texts: Computed together, so better of similar lengths.
+            layers: 0 is the embeddings, 12 the last.
         """
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding
-        vectors = torch.zeros(len(texts), self.model.config.hidden_size)
         home = self.model.device
-        for start in progress(range(0, len(order), batch), label="teacher"):
-            rows = order[start : start + batch]
-            inputs = self.tokenizer(
-                [f"passage: {texts[i]}" for i in rows], padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-            ).to(home)
-            hidden, mask = self.model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-            vectors[rows] = ((hidden * mask).sum(1) / mask.sum(1)).float().cpu()
-        return vectors
+        inputs = self.tokenizer(
+            [_PREFIX + text for text in texts], padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+        ).to(home)
+        hidden = self.model(**inputs, output_hidden_states=True).hidden_states
+        found = torch.cat([hidden[layer] for layer in layers], dim=-1).float().cpu()
+        return [found[i, :count] for i, count in enumerate(inputs["attention_mask"].sum(1).tolist())]
 
 
 def load_teacher() -> Teacher:

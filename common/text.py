@@ -178,6 +178,26 @@ def pack(examples: Sequence[Sequence[int]], length: int, eos_id: int, boundaries
 # --- answer windows ---------------------------------------------------------------------------------------------------
 
 
+def pack_blocks(tokenizer: Any, texts: Sequence[str], length: int, end: int, start: int | None = None) -> list[list[int]]:
+    """Texts tokenised without special tokens and packed by :func:`pack`, as in pre-training.
+
+    Args:
+        tokenizer: Of the model.
+        texts: Documents.
+        length: Tokens per block.
+        end: The token that closes a document.
+        start: A token that every block begins with, such as an encoder's ``[CLS]``, which its inputs will begin with too.
+
+    Returns:
+        Blocks of ``length`` token ids.
+    """
+    head = [] if start is None else [start]
+    ids: list[list[int]] = []
+    for i in range(0, len(texts), 1_000):
+        ids += tokenizer(list(texts[i : i + 1_000]), add_special_tokens=False, verbose=False)["input_ids"]
+    return [head + block for block in pack(ids, length - len(head), end)["input_ids"]]
+
+
 def answer_windows(
     tokenizer: Any, question: str, context: str, answer_start: int, answer_text: str, max_length: int, stride: int
 ) -> dict[str, list[Any]]:

@@ -1,8 +1,9 @@
 """A training loop to rely on, and the defaults of the library's own.
 
 ``fit`` is the loop that lesson 04 of the first chapter writes by hand, with what a long run needs around it. What is
-unusual: it stores no random state. Every optimiser step seeds the generators from ``(seed, step)`` and every batch
-from ``(seed, epoch, place in the epoch)``, so a run resumed after a crash continues with the very same numbers.
+unusual: it stores no random state. Every optimiser step seeds the generators from ``(seed, step)``, every batch from
+``(seed, epoch, place in the epoch)`` and every order from ``(seed, epoch)``, so a run resumed after a crash continues with
+the very same numbers.
 """
 
 from __future__ import annotations
@@ -183,6 +184,7 @@ def fit(
         epoch = step // epoch_steps
         loader.set_epoch(epoch)
         collate.start(epoch, batches)
+        set_seed((seed * 15_485_863 + epoch) % 2**32)  # a sampler that draws from torch's generator: the same order when resumed
         for batch in skip_first_batches(loader, batches) if batches else loader:
             with accelerator.accumulate(run_model):
                 set_seed((seed * 1_000_003 + step * accumulate + len(parts)) % 2**32)

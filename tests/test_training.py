@@ -14,6 +14,7 @@ from common.training import adamw, fit, latest_checkpoint, predict, training_arg
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.tiny import Net, examples, loader, noisy, plain
 
@@ -109,6 +110,25 @@ def test_resume_after_kill_repeats_the_uninterrupted_run(tmp_path):
     assert broken["evaluations"] == whole["evaluations"]
     assert all(torch.equal(broken["state"][name], tensor) for name, tensor in whole["state"].items())
     assert not list((tmp_path / "broken").glob("part-*")) and len(list((tmp_path / "broken").glob("best-*"))) == 1
+
+
+def test_a_sampler_with_torchs_own_generator_is_resumed_in_the_same_order(tmp_path):
+    """Grouped by length, as chats are; the stop comes in the second pass, whose order was drawn before it."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    rows = examples()
+    sampler = LengthGroupedSampler(8, lengths=[i % 7 for i in range(len(rows))])
+    grouped = DataLoader(rows, batch_size=8, sampler=sampler, collate_fn=plain)
+    whole = fit(fresh(), grouped, epochs=3, lr=1e-2)
+
+    def stop(model):
+        raise KeyboardInterrupt
+
+    options = {"epochs": 3, "lr": 1e-2, "folder": tmp_path, "save_every": 11}
+    with pytest.raises(KeyboardInterrupt):
+        fit(fresh(), grouped, **options, evaluate=stop, evaluate_every=12)
+    torch.rand(3)  # another process has another state
+    assert fit(fresh(seed=9), grouped, **options, resume=True).losses == whole.losses
 
 
 def test_a_half_written_checkpoint_is_not_trusted(tmp_path):
