@@ -60,7 +60,7 @@ class BertRecipe:
         precision: As in :func:`common.training.fit`; bf16 pays on GPUs and on processors that multiply it (avx512_bf16).
     """
 
-    steps: int = 40_000
+    steps: int = 12_000
     batch: int = 48
     lr: float = 2e-3
     mask: float = 0.15
@@ -255,7 +255,7 @@ class Lessons(Dataset[dict[str, Any]]):
 
 
 def teach(tokenizer: Any, texts: list[str], unseen: list[str], folder: Path, precision: str = "no") -> tuple[Lessons, Lessons]:
-    """Show texts to the teacher and keep its states in ``folder``; what is there already is used again.
+    """Show texts to the teacher and keep its states in ``folder``; what is there already, in part too, is used again.
 
     The chosen layers stand side by side, each number scaled to mean 0 and deviation 1 over the tokens, and are turned to
     their ``WIDTH`` principal directions. The scales and directions come from 1,500 of the texts.
@@ -286,8 +286,11 @@ def teach(tokenizer: Any, texts: list[str], unseen: list[str], folder: Path, pre
         starts = np.concatenate([[0], np.cumsum([len(own) for own in places])])
         file, done = folder / f"{name}.npy", folder / f"{name}.done"
         if not done.exists():
-            table = np.lib.format.open_memmap(file, "w+", np.float16, (int(starts[-1]), WIDTH))
+            shape = (int(starts[-1]), WIDTH)
+            table = np.load(file, mmap_mode="r+") if file.exists() else np.lib.format.open_memmap(file, "w+", np.float16, shape)
             for batch in progress(_batches(part), label="teacher"):
+                if table[starts[batch[-1] + 1] - 1].any():  # read before an interruption: no state is all zeros
+                    continue
                 for i, states in zip(batch, read(part, batch)):
                     table[starts[i] : starts[i + 1]] = (
                         (((states - scale["mean"]) / scale["deviation"]) @ scale["directions"]).half().numpy()

@@ -5,7 +5,7 @@ import shutil
 from common import models, pretraining, pretraining_qwen
 from common.errors import RoadmapError
 from common.models import MODELS, MODELS_DIR, checkpoint, from_scratch, read_card, verify
-from common.pretraining import Trial, make, measure
+from common.pretraining import Trial, make, measure, tfidf_accuracy
 from common.pretraining_bert import held_out_blocks, masked_accuracy
 from common.pretraining_qwen import QwenRecipe
 
@@ -101,6 +101,20 @@ def test_pretrain_measure_and_specialise(small):
     tuned = make("tiny-bert-zh-ner")
     assert "fine-tuned from tiny-bert-zh" in (tuned / "README.md").read_text()
     page = (measure("tiny-bert-zh", seeds=(0, 1)) / "README.md").read_text()
-    assert "| ner | strict entity F1 |" in page and "±" in page
+    assert "| ner | 16 | strict entity F1 |  |" in page and "| sentiment | all | accuracy | 0." in page and "±" in page
     (small / "tiny-bert-zh" / "config.json").write_text("{}")
     assert verify("tiny-bert-zh") == ["config.json"]
+
+
+def test_counting_is_scored_on_test_and_learns_from_train(monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    good, bad = "房间很好，早餐不错。", "房间很脏，早餐难吃。"
+    train = {"text": [good, bad] * 20, "label": [1, 0] * 20}
+    fair = DatasetDict({split: Dataset.from_dict(train) for split in ("train", "validation", "test")})
+    turned = DatasetDict(fair | {"test": Dataset.from_dict(train | {"label": [0, 1] * 20})})
+    trial = Trial("sentiment", None, epochs=1, lr=1e-3)
+    monkeypatch.setattr(pretraining, "load_data", lambda name: fair)
+    assert tfidf_accuracy(trial) == 1.0
+    monkeypatch.setattr(pretraining, "load_data", lambda name: turned)
+    assert tfidf_accuracy(trial) == 0.0

@@ -163,15 +163,19 @@ def test_the_real_teachers_places_are_those_of_the_text():
     assert len(Teacher(made, None, longest=5).pieces("酒店很快")) == 5
 
 
-def test_what_the_teacher_said_is_used_again(tokenizer, tmp_path, monkeypatch):
+def test_an_interrupted_teacher_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining_bert, "_batches", lambda texts: [[i, i + 1, i + 2] for i in range(0, len(texts), 3)])
     first, _ = teach(tokenizer, TEXTS, UNSEEN, tmp_path)
-    before = first[3]["states"].clone()
-    (tmp_path / "unseen.done").unlink()  # as if stopped in the middle
+    before = [row["states"].clone() for row in first]
+    (tmp_path / "texts.done").unlink()
+    table = np.load(tmp_path / "texts.npy", mmap_mode="r+")
+    table[first.starts[19] :] = 0  # as if stopped in the middle of the batch of texts 18, 19 and 20
+    table.flush()
     asked = []
     real = Pairs.states
     monkeypatch.setattr(Pairs, "states", lambda self, texts, layers: asked.extend(texts) or real(self, texts, layers))
     again, _ = teach(tokenizer, TEXTS, UNSEEN, tmp_path)
-    assert sorted(asked) == sorted(UNSEEN) and torch.equal(again[3]["states"], before)
+    assert asked == TEXTS[18:] and all(torch.equal(row["states"], old) for row, old in zip(again, before))
 
 
 # ------------------------------------------------------------------------------------------------ learning
