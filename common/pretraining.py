@@ -47,6 +47,7 @@ class Trial:
     lr: float
     length: int = 128
     batch: int = 16
+    precision: Any = "bf16"
 
     @property
     def metric(self) -> str:
@@ -54,14 +55,16 @@ class Trial:
         return {"ner": "strict entity F1", "instructions": "exact match"}.get(self.task, "accuracy")
 
 
-TRIALS = {
-    "tiny-bert-zh": (Trial("ner", 3_000, epochs=4, lr=2e-3), Trial("sentiment", 4_000, epochs=2, lr=1e-3)),
-    "tiny-qwen-zh": (Trial("sentiment", 4_000, epochs=2, lr=1e-3),),
-}
+NAMES = Trial("ner", 3_000, epochs=4, lr=2e-3)
+REVIEWS = Trial("sentiment", None, epochs=2, lr=4e-4)
+FEW_REVIEWS = Trial("sentiment", 4_000, epochs=2, lr=1e-3)
+CHATS = Trial("instructions", 16_000, epochs=1, lr=1e-3, length=256, precision="no")
+
+TRIALS = {"tiny-bert-zh": (NAMES, FEW_REVIEWS, REVIEWS), "tiny-qwen-zh": (FEW_REVIEWS,)}
 FINE_TUNED = {
-    "tiny-bert-zh-ner": ("tiny-bert-zh", TRIALS["tiny-bert-zh"][0]),
-    "tiny-bert-zh-sentiment": ("tiny-bert-zh", Trial("sentiment", None, epochs=2, lr=1e-3)),
-    "tiny-qwen-zh-chat": ("tiny-qwen-zh", Trial("instructions", 16_000, epochs=1, lr=1e-3, length=256)),
+    "tiny-bert-zh-ner": ("tiny-bert-zh", NAMES),
+    "tiny-bert-zh-sentiment": ("tiny-bert-zh", REVIEWS),
+    "tiny-qwen-zh-chat": ("tiny-qwen-zh", CHATS),
 }
 NOT_TAUGHT = ("person", "sentiment_english")  # kinds of instruction that the chat model has never seen: lessons teach them
 
@@ -206,7 +209,9 @@ def fine_tune(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tun
     collate: Any = (DataCollatorForTokenClassification if trial.task == "ner" else DataCollatorWithPadding)(tokenizer)
     sampler = LengthGroupedSampler(trial.batch, lengths=[len(row["input_ids"]) for row in splits["train"]])
     train: DataLoader[Any] = DataLoader(splits["train"], batch_size=trial.batch, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
-    history = fit(model, train, epochs=trial.epochs, lr=trial.lr, seed=seed, label=f"{trial.task}, seed {seed}")
+    history = fit(
+        model, train, epochs=trial.epochs, lr=trial.lr, precision=trial.precision, seed=seed, label=f"{trial.task}, seed {seed}"
+    )
     logits, truth = predict(model, DataLoader(splits["test"], batch_size=64, collate_fn=collate))  # type: ignore[arg-type]
     assert truth is not None
     guesses = logits.argmax(-1)
@@ -228,7 +233,16 @@ def _chat(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tuned:
     auto: Any = AutoModelForCausalLM
     model = auto.from_pretrained(folder, dtype=torch.float32) if pretrained else from_scratch(auto, str(folder))
     train = chat_loader(tokenizer, taught["train"]["messages"][: trial.examples], batch=trial.batch, max_length=trial.length)
-    history = fit(model, train, epochs=trial.epochs, lr=trial.lr, schedule="cosine", seed=seed, label=f"chat, seed {seed}")
+    history = fit(
+        model,
+        train,
+        epochs=trial.epochs,
+        lr=trial.lr,
+        schedule="cosine",
+        precision=trial.precision,
+        seed=seed,
+        label=f"chat, seed {seed}",
+    )
     return Tuned(model, tokenizer, history, exact_match(model, tokenizer, taught["test"]["messages"][:1_000]))
 
 

@@ -95,7 +95,7 @@ def fit(
         optimizer: Your own, made from this model's parameters; the schedule scales its rate.
         accumulate: Batches per optimiser step; their mean losses count equally.
         clip: Largest gradient norm, or None.
-        precision: Autocast format. On a CPU keep ``"no"``.
+        precision: Autocast format. On a CPU ``"bf16"`` pays only where the processor multiplies it (avx512_bf16).
         evaluate: Called with the model in evaluation mode and without gradients; returns metrics.
         evaluate_every: Optimiser steps between evaluations; None means at the end of each epoch.
         best: The metric to choose weights by, higher is better; ``"-loss"`` means lower ``"loss"`` is better.
