@@ -60,7 +60,7 @@ class BertRecipe:
         precision: As in :func:`common.training.fit`; bf16 pays on GPUs and on processors that multiply it (avx512_bf16).
     """
 
-    steps: int = 12_000
+    steps: int = 9_000
     batch: int = 48
     lr: float = 2e-3
     mask: float = 0.15
