@@ -29,7 +29,7 @@ from common.pretraining_qwen import make_qwen
 from common.pretraining_t5 import NAME as T5
 from common.pretraining_t5 import make_t5
 from common.text import align_labels
-from common.training import History, fit, predict, run_facts
+from common.training import History, Precision, fit, predict, run_facts
 
 import torch
 from torch.utils.data import DataLoader
@@ -47,7 +47,7 @@ class Trial:
     lr: float
     length: int = 128
     batch: int = 16
-    precision: Any = "bf16"
+    precision: Precision = "bf16"
 
     @property
     def metric(self) -> str:

@@ -21,12 +21,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from common.data import load_data
+from common.errors import RoadmapError
 from common.hardware import device, set_seed
 from common.models import ship, work_folder
 from common.scale import progress
 from common.teacher import load_teacher
 from common.text import pack_blocks
-from common.training import evaluating, fit, run_facts
+from common.training import Precision, evaluating, fit, run_facts
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class BertRecipe:
     inner: float = 0.5
     mixes: int = 4
     seed: int = 42
-    precision: Any = "bf16"
+    precision: Precision = "bf16"
 
 
 def make_bert(
@@ -254,7 +255,9 @@ class Lessons(Dataset[dict[str, Any]]):
         return {"input_ids": ids, "states": torch.from_numpy(states[owner]), "vector": torch.from_numpy(states.mean(0))}
 
 
-def teach(tokenizer: Any, texts: list[str], unseen: list[str], folder: Path, precision: str = "no") -> tuple[Lessons, Lessons]:
+def teach(
+    tokenizer: Any, texts: list[str], unseen: list[str], folder: Path, precision: Precision = "no"
+) -> tuple[Lessons, Lessons]:
     """Show texts to the teacher and keep its states in ``folder``; what is there already, in part too, is used again.
 
     The chosen layers stand side by side, each number scaled to mean 0 and deviation 1 over the tokens, and are turned to
@@ -262,6 +265,9 @@ def teach(tokenizer: Any, texts: list[str], unseen: list[str], folder: Path, pre
 
     Returns:
         The states of ``texts`` and of ``unseen``.
+
+    Raises:
+        RoadmapError: States of other texts in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     teacher = load_teacher()
@@ -278,15 +284,17 @@ def teach(tokenizer: Any, texts: list[str], unseen: list[str], folder: Path, pre
         spread = torch.linalg.eigh(torch.cov(((raw - raw.mean(0)) / raw.std(0)).T))  # the largest last
         kept = spread.eigenvalues[-WIDTH:].sum() / spread.eigenvalues.sum()
         directions = spread.eigenvectors[:, -WIDTH:]
-        np.savez(folder / "scale.npz", mean=raw.mean(0), deviation=raw.std(0), directions=directions, kept=kept)
+        np.savez(folder / "part.npz", mean=raw.mean(0), deviation=raw.std(0), directions=directions, kept=kept)
+        (folder / "part.npz").replace(folder / "scale.npz")
     scale = {name: torch.from_numpy(value) for name, value in np.load(folder / "scale.npz").items()}
 
     def keep(part: list[str], name: str) -> Lessons:
         places = [teacher.pieces(text) for text in part]
         starts = np.concatenate([[0], np.cumsum([len(own) for own in places])])
-        file, done = folder / f"{name}.npy", folder / f"{name}.done"
+        shape, file, done = (int(starts[-1]), WIDTH), folder / f"{name}.npy", folder / f"{name}.done"
+        if file.exists() and np.load(file, mmap_mode="r").shape != shape:
+            raise RoadmapError(f"{folder} holds the teacher's states of other texts; begin anew, without --resume.")
         if not done.exists():
-            shape = (int(starts[-1]), WIDTH)
             table = np.load(file, mmap_mode="r+") if file.exists() else np.lib.format.open_memmap(file, "w+", np.float16, shape)
             for batch in progress(_batches(part), label="teacher"):
                 if table[starts[batch[-1] + 1] - 1].any():  # read before an interruption: no state is all zeros

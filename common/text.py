@@ -175,9 +175,6 @@ def pack(examples: Sequence[Sequence[int]], length: int, eos_id: int, boundaries
     return packed
 
 
-# --- answer windows ---------------------------------------------------------------------------------------------------
-
-
 def pack_blocks(tokenizer: Any, texts: Sequence[str], length: int, end: int, start: int | None = None) -> list[list[int]]:
     """Texts tokenised without special tokens and packed by :func:`pack`, as in pre-training.
 
@@ -196,6 +193,9 @@ def pack_blocks(tokenizer: Any, texts: Sequence[str], length: int, end: int, sta
     for i in range(0, len(texts), 1_000):
         ids += tokenizer(list(texts[i : i + 1_000]), add_special_tokens=False, verbose=False)["input_ids"]
     return [head + block for block in pack(ids, length - len(head), end)["input_ids"]]
+
+
+# --- answer windows ---------------------------------------------------------------------------------------------------
 
 
 def answer_windows(

@@ -27,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader
 
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+Precision = Literal["no", "bf16", "fp16"]  # format of the arithmetic under autocast; weights stay as they are
 
 
 @dataclass
@@ -68,7 +69,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     accumulate: int = 1,
     clip: float | None = 1.0,
-    precision: Literal["no", "bf16", "fp16"] = "no",
+    precision: Precision = "no",
     evaluate: Evaluate | None = None,
     evaluate_every: int | None = None,
     best: str | None = None,

@@ -5,13 +5,15 @@ import shutil
 from common import models, pretraining, pretraining_qwen
 from common.errors import RoadmapError
 from common.models import MODELS, MODELS_DIR, checkpoint, from_scratch, read_card, verify
-from common.pretraining import Trial, make, measure, tfidf_accuracy
+from common.pretraining import Trial, fine_tune, make, measure, tfidf_accuracy
 from common.pretraining_bert import held_out_blocks, masked_accuracy
-from common.pretraining_qwen import QwenRecipe
+from common.pretraining_qwen import QwenRecipe, make_qwen
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.tiny import check_resume
 
 TEXTS = [
     "今天天气很好，我们去公园散步吧。",
@@ -106,15 +108,50 @@ def test_pretrain_measure_and_specialise(small):
     assert verify("tiny-bert-zh") == ["config.json"]
 
 
-def test_counting_is_scored_on_test_and_learns_from_train(monkeypatch):
+def test_an_interrupted_decoder_is_continued_with_the_same_numbers(small, tmp_path, monkeypatch):
+    recipe = QwenRecipe(steps=12, batch=4, length=16)
+    check_resume(monkeypatch, pretraining_qwen, make_qwen, tmp_path, recipe, save_every=9, evaluate_every=5)
+
+
+def test_a_trial_is_run_as_it_says(small, monkeypatch):
+    asked = {}
+    real = pretraining.fit
+    monkeypatch.setattr(pretraining, "fit", lambda *args, **kwargs: asked.update(kwargs) or real(*args, **kwargs))
+    trial = Trial("sentiment", 8, epochs=2, lr=3e-4, batch=4, precision="no")
+    tuned = fine_tune(small / "tiny-bert-zh", trial, pretrained=True, seed=5)
+    assert {key: asked[key] for key in ("epochs", "lr", "precision", "seed")} == {
+        "epochs": 2,
+        "lr": 3e-4,
+        "precision": "no",
+        "seed": 5,
+    }
+    assert len(tuned.history.steps) == 4 and Trial("ner", 8, epochs=1, lr=1e-3).precision == "bf16"
+
+
+def test_counting_learns_from_train_is_chosen_on_validation_and_scored_on_test_once(monkeypatch):
     from datasets import Dataset, DatasetDict
+
+    asked = []
+
+    class Watched(DatasetDict):
+        def __getitem__(self, split):
+            asked.append(split)
+            return super().__getitem__(split)
 
     good, bad = "房间很好，早餐不错。", "房间很脏，早餐难吃。"
     train = {"text": [good, bad] * 20, "label": [1, 0] * 20}
-    fair = DatasetDict({split: Dataset.from_dict(train) for split in ("train", "validation", "test")})
-    turned = DatasetDict(fair | {"test": Dataset.from_dict(train | {"label": [0, 1] * 20})})
+    fair = Watched({split: Dataset.from_dict(train) for split in ("train", "validation", "test")})
+    turned = Watched(
+        {
+            "train": fair["train"],
+            "validation": fair["validation"],
+            "test": fair["test"].map(lambda label: {"label": 1 - label}, input_columns="label"),
+        }
+    )
     trial = Trial("sentiment", None, epochs=1, lr=1e-3)
     monkeypatch.setattr(pretraining, "load_data", lambda name: fair)
     assert tfidf_accuracy(trial) == 1.0
     monkeypatch.setattr(pretraining, "load_data", lambda name: turned)
+    asked.clear()
     assert tfidf_accuracy(trial) == 0.0
+    assert asked.count("test") == 2 and asked[-2:] == ["test", "test"] and "validation" in asked  # its texts and its labels

@@ -30,6 +30,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tests.tiny import check_resume
+
 TEXTS = [
     "今天天气很好，我们去公园散步吧。",
     "酒店的服务不错，房间也很干净。Wifi 6 快。",
@@ -178,6 +180,12 @@ def test_an_interrupted_teacher_goes_on_where_it_stopped(tokenizer, tmp_path, mo
     assert asked == TEXTS[18:] and all(torch.equal(row["states"], old) for row, old in zip(again, before))
 
 
+def test_states_of_other_texts_are_refused(tokenizer, tmp_path):
+    teach(tokenizer, TEXTS, UNSEEN, tmp_path)
+    with pytest.raises(RoadmapError, match="other texts; begin anew, without --resume"):
+        teach(tokenizer, TEXTS[:-1], UNSEEN, tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------ learning
 
 
@@ -264,28 +272,4 @@ def test_it_is_made_by_the_command_and_nothing_is_overwritten(small, tmp_path, m
 
 def test_an_interrupted_run_is_continued_with_the_same_numbers(small, tmp_path, monkeypatch):
     """Twelve steps are more than one pass over the texts, so the order of the second pass must be the same too."""
-    real = pretraining_bert.fit
-
-    def saving(*args, **kwargs):
-        return real(*args, **kwargs | {"save_every": 10, "evaluate_every": 5})
-
-    def interrupted(*args, **kwargs):
-        calls = []
-        measure = kwargs["evaluate"]
-
-        def evaluate(model):
-            calls.append(model)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return measure(model)
-
-        return saving(*args, **kwargs | {"evaluate": evaluate, "save_every": 9})
-
-    monkeypatch.setattr(pretraining_bert, "fit", saving)
-    whole = make_bert(tmp_path / "whole" / NAME, recipe=small)
-    monkeypatch.setattr(pretraining_bert, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_bert(tmp_path / NAME, recipe=small)
-    monkeypatch.setattr(pretraining_bert, "fit", saving)
-    folder = make_bert(tmp_path / NAME, recipe=small, resume=True)
-    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    check_resume(monkeypatch, pretraining_bert, make_bert, tmp_path, small, save_every=9, evaluate_every=5)

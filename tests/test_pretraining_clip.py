@@ -28,6 +28,8 @@ import pytest
 import torch
 from transformers import AutoProcessor, CLIPModel
 
+from tests.tiny import check_resume
+
 NAMES = ["红苹果", "red apple", "绿苹果", "green apple", "狗脸", "dog face"]
 
 
@@ -91,33 +93,7 @@ def test_it_is_made_by_the_command_and_nothing_is_overwritten(few, tmp_path, mon
 def test_an_interrupted_run_is_continued_with_the_same_numbers(few, tmp_path, monkeypatch):
     """Stopped after two of four steps: the weights are those of a run that was not stopped."""
     recipe = ClipRecipe(steps=4, batch=4)
-    real = pretraining_clip.fit
-
-    def saving(*args, **kwargs):
-        return real(*args, **kwargs | {"save_every": 2, "evaluate_every": 2})
-
-    monkeypatch.setattr(pretraining_clip, "fit", saving)
-    whole = make_clip(tmp_path / "whole" / "tiny-clip-emoji", recipe=recipe)
-
-    def interrupted(*args, **kwargs):
-        calls = []
-        measure = kwargs["evaluate"]
-
-        def evaluate(model):
-            calls.append(model)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return measure(model)
-
-        return saving(*args, **kwargs | {"evaluate": evaluate})
-
-    monkeypatch.setattr(pretraining_clip, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_clip(tmp_path / "tiny-clip-emoji", recipe=recipe)
-    assert list((tmp_path / ".tiny-clip-emoji-run").iterdir())
-    monkeypatch.setattr(pretraining_clip, "fit", saving)
-    folder = make_clip(tmp_path / "tiny-clip-emoji", recipe=recipe, resume=True)
-    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    check_resume(monkeypatch, pretraining_clip, make_clip, tmp_path, recipe, save_every=2, evaluate_every=2)
 
 
 def test_the_temperature_does_not_freeze(parts):

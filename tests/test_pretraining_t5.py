@@ -27,6 +27,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from tests.tiny import check_resume
+
 PAPER = "南京长江大桥铁路桥大修竣工\n南京长江大桥铁路桥大修工程，1月4日竣工。列车通过大桥的时速可由原来的120公里提高到140公里。"
 TEXTS = [
     PAPER,
@@ -145,31 +147,7 @@ def test_it_is_made_by_the_command_and_nothing_is_overwritten(small, tmp_path):
 def test_an_interrupted_run_is_continued_with_the_same_numbers(small, tmp_path, monkeypatch):
     """The interruption comes in the second pass over the texts, whose order must be the same too."""
     small = replace(small, steps=26)
-    real = pretraining_t5.fit
-
-    def saving(*args, **kwargs):
-        return real(*args, **kwargs | {"save_every": 23, "evaluate_every": 12})
-
-    def interrupted(*args, **kwargs):
-        calls = []
-        measure = kwargs["evaluate"]
-
-        def evaluate(model):
-            calls.append(model)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return measure(model)
-
-        return saving(*args, **kwargs | {"evaluate": evaluate})
-
-    monkeypatch.setattr(pretraining_t5, "fit", saving)
-    whole = make_t5(tmp_path / "whole" / NAME, recipe=small)
-    monkeypatch.setattr(pretraining_t5, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_t5(tmp_path / NAME, recipe=small)
-    monkeypatch.setattr(pretraining_t5, "fit", saving)
-    folder = make_t5(tmp_path / NAME, recipe=small, resume=True)
-    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    check_resume(monkeypatch, pretraining_t5, make_t5, tmp_path, small, save_every=23, evaluate_every=12)
 
 
 # ------------------------------------------------------------------------------------------------ what it has learned

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 from transformers import ModernBertConfig, ModernBertModel
@@ -71,3 +72,37 @@ def loader(n: int = 64, batch: int = 8, *, shuffle: bool = True, collate=noisy) 
 def plain(rows: list[dict]) -> dict[str, torch.Tensor]:
     """A collate function without randomness."""
     return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+def check_resume(monkeypatch, module, make, tmp_path, recipe, *, save_every: int, evaluate_every: int) -> None:
+    """A recipe stopped at its second evaluation and continued must end with the bytes of one that was not stopped.
+
+    Args:
+        module: The recipe's own, whose ``fit`` is replaced; saves come at other steps than in the recipe.
+        make: What makes the checkpoint.
+    """
+    real, name = module.fit, module.NAME
+
+    def saving(*args, **kwargs):
+        return real(*args, **kwargs | {"save_every": save_every, "evaluate_every": evaluate_every})
+
+    def interrupted(*args, **kwargs):
+        calls, measure = [], kwargs["evaluate"]
+
+        def evaluate(model):
+            calls.append(model)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return measure(model)
+
+        return saving(*args, **kwargs | {"evaluate": evaluate})
+
+    monkeypatch.setattr(module, "fit", saving)
+    whole = make(tmp_path / "whole" / name, recipe=recipe)
+    monkeypatch.setattr(module, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / name, recipe=recipe)
+    assert list((tmp_path / f".{name}-run").glob("step-*"))  # there is something to continue from
+    monkeypatch.setattr(module, "fit", saving)
+    folder = make(tmp_path / name, recipe=recipe, resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
