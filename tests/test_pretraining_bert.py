@@ -24,11 +24,12 @@ from common.pretraining_bert import (
     pieces,
     teach,
 )
+from common.teacher import Teacher, _tokenizer
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from tests.tiny import check_resume
 
@@ -154,15 +155,30 @@ def test_every_token_gets_the_state_of_the_piece_that_holds_it(tokenizer, tmp_pa
     assert 0.99 < lessons.kept < 1.001 and lessons.lengths[0] == 11
 
 
-def test_the_real_teachers_places_are_those_of_the_text():
-    """A tokenizer that joins characters, with the prefix in front: places count from the text's own first character."""
-    from common.teacher import Teacher, _tokenizer
-
+@pytest.fixture
+def teacher():
+    """The real class over a tokenizer that joins characters and a random model of two layers."""
     names = ["<s>", "<pad>", "</s>", "<unk>", "▁", "passage", ":", "酒店", "很", "快"]
     made = _tokenizer(names, np.array([0, 0, 0, -9, -2, -1, -1, -1, -2, -2], dtype=np.float32))
-    teacher = Teacher(made, None)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return Teacher(made, BertModel(BertConfig(vocab_size=len(names) + 1, max_position_embeddings=64, **shape)).eval())
+
+
+def test_the_real_teachers_places_are_those_of_the_text(teacher):
+    """With the prefix in front, places count from the text's own first character."""
     assert teacher.pieces("酒店很快")[-4:] == [(0, 2), (2, 3), (3, 4), (0, 0)]
-    assert len(Teacher(made, None, longest=5).pieces("酒店很快")) == 5
+    assert len(Teacher(teacher.tokenizer, None, longest=5).pieces("酒店很快")) == 5
+
+
+def test_the_real_teachers_states_are_the_layers_asked_for_one_a_piece(teacher):
+    """Side by side in the order asked for, and the same beside a longer text as alone."""
+    short, long = teacher.states(["酒店很", "酒店很快很快"], layers=(1, 2))
+    assert short.shape == (len(teacher.pieces("酒店很")), 32) and long.shape == (len(teacher.pieces("酒店很快很快")), 32)
+    with torch.no_grad():
+        inputs = teacher.tokenizer("passage: 酒店很", return_tensors="pt")
+        hidden = teacher.model(**inputs, output_hidden_states=True).hidden_states
+    assert torch.allclose(short, torch.cat([hidden[1][0], hidden[2][0]], dim=-1), atol=1e-5)
 
 
 def test_an_interrupted_teacher_goes_on_where_it_stopped(tokenizer, tmp_path, monkeypatch):
