@@ -26,17 +26,17 @@ _HOME = {
     "set_seed": "hardware",
     "fit": "training",
     "training_arguments": "training",
-    "report": "results",
+    "report": "course.results",
 }
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from common.course.results import report
     from common.data import load_data
     from common.errors import RoadmapError
     from common.hardware import Probe, device, set_seed
     from common.models import checkpoint, from_scratch
     from common.paths import ASSETS, outputs
-    from common.results import report
     from common.scale import pick, progress
     from common.training import fit, training_arguments
 

@@ -90,8 +90,8 @@ def _positive(text: str) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from common.lessons import all_lessons
-    from common.results import read_ledger, results_folder
+    from common.course.lessons import all_lessons
+    from common.course.results import read_ledger, results_folder
 
     records = {
         (r.lesson, r.scale): r for folder in (None, results_folder()) for r in (read_ledger(folder) if folder else read_ledger())
@@ -116,8 +116,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from common.lessons import Lesson, Run, execute, resolve
-    from common.results import read_ledger, results_folder
+    from common.course.lessons import Lesson, Run, execute, resolve
+    from common.course.results import read_ledger, results_folder
 
     size = options.scale or scale()
     if options.store and size != "tiny":
@@ -159,7 +159,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _copy(options: argparse.Namespace) -> int:
-    from common.lessons import copy
+    from common.course.lessons import copy
 
     copied = copy(options.target, options.destination, force=options.force)
     print(
@@ -169,7 +169,7 @@ def _copy(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
-    from common.results import compare, markdown, read_ledger, results_folder, store
+    from common.course.results import compare, markdown, read_ledger, results_folder, store
 
     if options.check:
         moves = compare(read_ledger(), read_ledger(results_folder()))
@@ -250,7 +250,7 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from common.pretraining import make, measure
+    from common.recipes.trials import make, measure
 
     if options.measure:
         print(f"Measured; see {_near(measure(options.name) / 'README.md')}")

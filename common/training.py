@@ -12,15 +12,14 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import RoadmapError
-from common.hardware import machine, parameters, set_seed
-from common.models import loss_curve
+from common.hardware import set_seed
 from common.scale import pick, progress
 
 import torch
@@ -66,7 +65,7 @@ def fit(
     weight_decay: float = 0.01,
     schedule: str = "linear",
     warmup: float = 0.1,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     accumulate: int = 1,
     clip: float | None = 1.0,
     precision: Precision = "no",
@@ -93,7 +92,8 @@ def fit(
         weight_decay: Of matrices only; biases and norms (fewer than two dimensions) are never decayed.
         schedule: A name that ``transformers.get_scheduler`` knows, such as ``"linear"``, ``"cosine"``, ``"constant"``.
         warmup: Part of all steps over which the rate rises from 0.
-        optimizer: Your own, made from this model's parameters; the schedule scales its rate.
+        optimizer: Your own, made from this model's parameters, or several, each for a part of them; the schedule scales
+            the rate of each.
         accumulate: Batches per optimiser step; their mean losses count equally.
         clip: Largest gradient norm, or None.
         precision: Autocast format. On a CPU ``"bf16"`` pays only where the processor multiplies it (avx512_bf16).
@@ -126,12 +126,15 @@ def fit(
         gradient_accumulation_steps=accumulate,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
     )
-    optimizer = optimizer or adamw(model, lr=lr, weight_decay=weight_decay)
-    run_model, run_optimizer, loader = accelerator.prepare(model, optimizer, train)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = [optimizer]
+    optimizers = list(optimizer or [adamw(model, lr=lr, weight_decay=weight_decay)])
+    run_model, loader, *run_optimizers = accelerator.prepare(model, train, *optimizers)
     epoch_steps = math.ceil(len(loader) / accumulate)
     total = max_steps or epoch_steps * (epochs or 1)
-    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=math.ceil(total * warmup), num_training_steps=total)
-    accelerator.register_for_checkpointing(scheduler)
+    warm = math.ceil(total * warmup)
+    schedulers = [get_scheduler(schedule, one, num_warmup_steps=warm, num_training_steps=total) for one in optimizers]
+    accelerator.register_for_checkpointing(*schedulers)
     loader.base_dataloader.collate_fn = collate = _SeededCollate(loader.base_dataloader.collate_fn, seed)
 
     history, keeper = History(), _Keeper(model, best, Path(folder) if folder else None)
@@ -197,15 +200,17 @@ def fit(
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and clip is not None:
                     accelerator.clip_grad_norm_(run_model.parameters(), clip)
-                run_optimizer.step()
-                run_optimizer.zero_grad()
+                for one in run_optimizers:
+                    one.step()
+                    one.zero_grad()
             batches += 1
             parts.append(loss.detach())
             history.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
             if not accelerator.sync_gradients:
                 continue
-            rate = scheduler.get_last_lr()[0]
-            scheduler.step()
+            rate = schedulers[0].get_last_lr()[0]
+            for scheduler in schedulers:
+                scheduler.step()
             step += 1
             waiting.append(({"step": step, "epoch": step / epoch_steps, "lr": rate}, parts))
             parts = []
@@ -235,38 +240,34 @@ def fit(
     return history
 
 
-def run_facts(model: torch.nn.Module, history: History, began: float) -> dict[str, Any]:
-    """What a checkpoint's card says of the run that made it.
+def adamw(
+    parameters: torch.nn.Module | Iterable[torch.nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, without decay for biases and norms (fewer than two dimensions).
 
     Args:
-        model: What was trained.
-        history: Of the run.
-        began: ``time.perf_counter()`` at its start.
-    """
-    return {
-        "parameters": parameters(model),
-        "tokens_seen": history.tokens,
-        "curve": loss_curve(history.steps),
-        "seconds_of_last_run": round(time.perf_counter() - began),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def adamw(model: torch.nn.Module, *, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, without decay for biases and norms (fewer than two dimensions).
+        parameters: A model, or some of its parameters.
+        lr: Learning rate.
+        weight_decay: Of matrices.
+        betas: Decay of the two running means.
 
     Raises:
         RoadmapError: If every parameter is frozen.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    if isinstance(parameters, torch.nn.Module):
+        parameters = parameters.parameters()
+    trainable = [p for p in parameters if p.requires_grad]
     if not trainable:
         raise RoadmapError("Every parameter of the model is frozen (requires_grad is False); nothing can be trained.")
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 
 
 @contextmanager

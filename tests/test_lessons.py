@@ -8,9 +8,9 @@ import venv
 from pathlib import Path
 
 from common import __main__ as cli
-from common import lessons, results
+from common.course import lessons, results
+from common.course.lessons import all_lessons, copy, execute, resolve
 from common.errors import RoadmapError
-from common.lessons import all_lessons, copy, execute, resolve
 from common.paths import ROOT
 
 import nbformat
@@ -259,7 +259,7 @@ def test_a_reader_who_stops(monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("common.lessons.all_lessons", stop)
+    monkeypatch.setattr("common.course.lessons.all_lessons", stop)
     assert cli.main(["list"]) == 130 and "stopped" in capsys.readouterr().err
 
 

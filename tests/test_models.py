@@ -2,46 +2,45 @@
 
 import shutil
 
-from common import models, pretraining, pretraining_qwen
+from common import models
 from common.errors import RoadmapError
 from common.models import MODELS, MODELS_DIR, checkpoint, from_scratch, read_card, verify
-from common.pretraining import Trial, fine_tune, make, measure, tfidf_accuracy
-from common.pretraining_bert import held_out_blocks, masked_accuracy
-from common.pretraining_qwen import QwenRecipe, make_qwen
+from common.recipes import t5, trials
+from common.recipes.bert import held_out_blocks, masked_accuracy
+from common.recipes.t5 import T5Recipe
+from common.recipes.trials import Trial, fine_tune, make, measure, tfidf_accuracy
 
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.tiny import check_resume
-
 TEXTS = [
     "今天天气很好，我们去公园散步吧。",
     "酒店的服务不错，房间也很干净。Wifi 6 快。",
-    "第一条 为了保护公民的权利，制定本法。",
+    "第一条 为了保护公民的权利，制定本法，凡在中华人民共和国领域内的活动，都应当遵守本法的规定，保障公民的合法权益。",
 ] * 8
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A few rows of each task, a decoder's recipe of two steps, an encoder, in an otherwise empty folder of models."""
+    """A few rows of each task, a recipe of two steps, an encoder, in an otherwise empty folder of models."""
     from datasets import Dataset, DatasetDict
 
     def load(name):
         real = pretraining_load(name)
         return DatasetDict({s: real[s].select(range(24)) for s in real})
 
-    pretraining_load = pretraining.load_data
+    pretraining_load = trials.load_data
     corpus = DatasetDict({s: Dataset.from_dict({"text": TEXTS}) for s in ("train", "validation")})
-    monkeypatch.setattr(pretraining, "load_data", load)
-    monkeypatch.setattr(pretraining_qwen, "load_data", lambda name: corpus)
-    monkeypatch.setattr(pretraining_qwen, "QwenRecipe", lambda: QwenRecipe(steps=2, batch=4, length=16))
+    monkeypatch.setattr(trials, "load_data", load)
+    monkeypatch.setattr(t5, "load_data", lambda name: corpus)
+    monkeypatch.setattr(t5, "T5Recipe", lambda: T5Recipe(steps=2, batch=4))
     monkeypatch.setattr(models, "MODELS_DIR", tmp_path)
-    monkeypatch.setattr(pretraining, "MODELS_DIR", tmp_path)
+    monkeypatch.setattr(trials, "MODELS_DIR", tmp_path)
     shutil.copytree(MODELS_DIR / "tiny-bert-zh", tmp_path / "tiny-bert-zh")
     trial = Trial("ner", 16, epochs=1, lr=1e-3, batch=8)
-    monkeypatch.setitem(pretraining.TRIALS, "tiny-bert-zh", (trial, Trial("sentiment", None, epochs=1, lr=1e-3, batch=8)))
-    monkeypatch.setitem(pretraining.FINE_TUNED, "tiny-bert-zh-ner", ("tiny-bert-zh", trial))
+    monkeypatch.setitem(trials.TRIALS, "tiny-bert-zh", (trial, Trial("sentiment", None, epochs=1, lr=1e-3, batch=8)))
+    monkeypatch.setitem(trials.FINE_TUNED, "tiny-bert-zh-ner", ("tiny-bert-zh", trial))
     return tmp_path
 
 
@@ -94,8 +93,8 @@ def test_from_scratch_is_the_architecture_with_other_weights():
 
 
 def test_pretrain_measure_and_specialise(small):
-    folder = make("tiny-qwen-zh", out=small / "tiny-qwen-zh")
-    assert read_card("tiny-qwen-zh")["recipe"]["steps"] == 2 and verify("tiny-qwen-zh") == []
+    folder = make("tiny-t5-zh", out=small / "tiny-t5-zh")
+    assert read_card("tiny-t5-zh")["recipe"]["steps"] == 2 and verify("tiny-t5-zh") == []
     assert not list(small.glob(".*-run"))
     AutoTokenizer.from_pretrained(folder)
     with pytest.raises(RoadmapError, match="--force to replace"):
@@ -108,15 +107,10 @@ def test_pretrain_measure_and_specialise(small):
     assert verify("tiny-bert-zh") == ["config.json"]
 
 
-def test_an_interrupted_decoder_is_continued_with_the_same_numbers(small, tmp_path, monkeypatch):
-    recipe = QwenRecipe(steps=12, batch=4, length=16)
-    check_resume(monkeypatch, pretraining_qwen, make_qwen, tmp_path, recipe, save_every=9, evaluate_every=5)
-
-
 def test_a_trial_is_run_as_it_says(small, monkeypatch):
     asked = {}
-    real = pretraining.fit
-    monkeypatch.setattr(pretraining, "fit", lambda *args, **kwargs: asked.update(kwargs) or real(*args, **kwargs))
+    real = trials.fit
+    monkeypatch.setattr(trials, "fit", lambda *args, **kwargs: asked.update(kwargs) or real(*args, **kwargs))
     trial = Trial("sentiment", 8, epochs=2, lr=3e-4, batch=4, precision="no")
     tuned = fine_tune(small / "tiny-bert-zh", trial, pretrained=True, seed=5)
     assert {key: asked[key] for key in ("epochs", "lr", "precision", "seed")} == {
@@ -149,9 +143,9 @@ def test_counting_learns_from_train_is_chosen_on_validation_and_scored_on_test_o
         }
     )
     trial = Trial("sentiment", None, epochs=1, lr=1e-3)
-    monkeypatch.setattr(pretraining, "load_data", lambda name: fair)
+    monkeypatch.setattr(trials, "load_data", lambda name: fair)
     assert tfidf_accuracy(trial) == 1.0
-    monkeypatch.setattr(pretraining, "load_data", lambda name: turned)
+    monkeypatch.setattr(trials, "load_data", lambda name: turned)
     asked.clear()
     assert tfidf_accuracy(trial) == 0.0
     assert asked.count("test") == 2 and asked[-2:] == ["test", "test"] and "validation" in asked  # its texts and its labels

@@ -7,10 +7,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from common import hardware, results
+from common import hardware
+from common.course import results
+from common.course.lessons import Lesson
+from common.course.results import Record, compare, markdown, read_ledger, report, store
 from common.errors import RoadmapError
-from common.lessons import Lesson
-from common.results import Record, compare, markdown, read_ledger, report, store
 
 import pytest
 import torch

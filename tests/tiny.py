@@ -1,6 +1,11 @@
 """A model and a loader so small that a training test takes a second; both draw random numbers on purpose."""
 
 import random
+import zlib
+from types import SimpleNamespace
+
+from common.recipes import skeleton
+from common.recipes.distillation import WIDTH
 
 import pytest
 import torch
@@ -74,14 +79,14 @@ def plain(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
 
 
-def check_resume(monkeypatch, module, make, tmp_path, recipe, *, save_every: int, evaluate_every: int) -> None:
+def check_resume(monkeypatch, name, make, tmp_path, recipe, *, save_every: int, evaluate_every: int) -> None:
     """A recipe stopped at its second evaluation and continued must end with the bytes of one that was not stopped.
 
     Args:
-        module: The recipe's own, whose ``fit`` is replaced; saves come at other steps than in the recipe.
-        make: What makes the checkpoint.
+        name: Of the checkpoint.
+        make: What makes it; saves come at other steps than in the recipe.
     """
-    real, name = module.fit, module.NAME
+    real = skeleton.fit
 
     def saving(*args, **kwargs):
         return real(*args, **kwargs | {"save_every": save_every, "evaluate_every": evaluate_every})
@@ -97,12 +102,30 @@ def check_resume(monkeypatch, module, make, tmp_path, recipe, *, save_every: int
 
         return saving(*args, **kwargs | {"evaluate": evaluate})
 
-    monkeypatch.setattr(module, "fit", saving)
+    monkeypatch.setattr(skeleton, "fit", saving)
     whole = make(tmp_path / "whole" / name, recipe=recipe)
-    monkeypatch.setattr(module, "fit", interrupted)
+    monkeypatch.setattr(skeleton, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / name, recipe=recipe)
     assert list((tmp_path / f".{name}-run").glob("step-*"))  # there is something to continue from
-    monkeypatch.setattr(module, "fit", saving)
+    monkeypatch.setattr(skeleton, "fit", saving)
     folder = make(tmp_path / name, recipe=recipe, resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+class FakeTeacher:
+    """A teacher whose pieces are pairs of characters after one marker, and whose states add up a fixed noise for each."""
+
+    model = SimpleNamespace(to=lambda home: None)
+
+    def pieces(self, text):
+        return [(0, 0), *((i, min(i + 2, len(text))) for i in range(0, len(text), 2))]
+
+    def states(self, texts, layers):
+        def noise(character):
+            return torch.randn(len(layers) * WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(character.encode())))
+
+        def state(pair):
+            return torch.stack([noise(character) for character in pair or "^"]).sum(0)
+
+        return [torch.stack([state(text[start:end]) for start, end in self.pieces(text)]) for text in texts]

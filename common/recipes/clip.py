@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.data import load_data
 from common.hardware import set_seed
-from common.models import ship, work_folder
-from common.training import evaluating, fit, run_facts
+from common.recipes.skeleton import Workshop
+from common.vision import as_tensor, embed, outlines, vary
 
-import numpy as np
 import torch
-from torch.nn.functional import affine_grid, grid_sample, interpolate, max_pool2d
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
 NAME = "tiny-clip-emoji"
@@ -60,61 +58,43 @@ class ClipRecipe:
 def make_clip(
     folder: Path, *, recipe: ClipRecipe | None = None, steps: int | None = None, force: bool = False, resume: bool = False
 ) -> Path:
-    """Train the checkpoint and write it with its processor and its card.
-
-    Args:
-        folder: Where it goes.
-        recipe: Instead of the shipped one.
-        steps: Instead of the recipe's, for a trial.
-        force: Replace a checkpoint that is there.
-        resume: Continue an interrupted run.
+    """Train the checkpoint and write it with its processor and its card; arguments as of :class:`Workshop`.
 
     Raises:
         RoadmapError: A checkpoint in the way, or pictures that cannot be had.
     """
     recipe = recipe or ClipRecipe()
-    folder = Path(folder).resolve()
-    work = work_folder(folder, force=force, resume=resume)
+    run = Workshop(NAME, folder, recipe, steps=steps, force=force, resume=resume)
     data = {split: things(rows) for split, rows in load_data("image_text").items()}
     processor = clip_processor(emoji_tokenizer([*data["train"]["caption_zh"], *data["train"]["caption_en"]]))
     set_seed(recipe.seed)
     model = clip_model(processor.tokenizer)
-    began = time.perf_counter()
-    history = fit(
+    history = run.fit(
         _Clamped(model),
         pairs_loader(data["train"], processor.tokenizer, recipe),
-        max_steps=steps or recipe.steps,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
-        schedule="cosine",
         warmup=0.03,
         evaluate=lambda _: transfer_recall(model, processor, data["train"], data["validation"]),
         evaluate_every=1_000,
-        folder=work,
-        save_every=500,
-        resume=resume,
-        seed=recipe.seed,
-        label=NAME,
     )
-    held_out = transfer_recall(model, processor, data["train"], data["test"])
-    card = run_facts(model, history, began) | {
-        "name": NAME,
-        "recipe": asdict(recipe) | {"steps": len(history.steps)},
-        "held_out": held_out,
-        "held_out_kind": "held-out pictures",
-        "evaluations": history.evaluations,
-        "data": (
+    return run.ship(
+        model,
+        processor,
+        history,
+        held_out=transfer_recall(model, processor, data["train"], data["test"]),
+        held_out_kind="held-out pictures",
+        data=(
             f"load_data('image_text'), training split, things only: {len(data['train'])} Twemoji pictures with their Chinese and "
             "English names"
         ),
-        "licence": "Apache-2.0 for the weights; trained on Twemoji art (CC-BY 4.0) and names of Unicode CLDR",
-        "note": (
+        licence="Apache-2.0 for the weights; trained on Twemoji art (CC-BY 4.0) and names of Unicode CLDR",
+        note=(
             f"Held-out: recall among the names of all {len(data['train'])} concepts of the training split, for pictures of the "
             "test split in the other drawing style (OpenMoji), of concepts that were trained on in Twemoji's. "
             f"Chance is k / {len(data['train'])}."
         ),
-    }
-    return ship(folder, model, processor, card, work)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the parts
@@ -183,49 +163,6 @@ class _Clamped(torch.nn.Module):
 # ------------------------------------------------------------------------------------------------ variety
 
 
-def as_tensor(images: list[Any]) -> torch.Tensor:
-    """Pictures as ``(pictures, 3, height, width)`` between 0 (black) and 1 (white)."""
-    return torch.stack([torch.from_numpy(np.array(image.convert("RGB"))) for image in images]).permute(0, 3, 1, 2) / 255
-
-
-def outlines(pictures: torch.Tensor) -> torch.Tensor:
-    """Where colours change within a pixel: ``(pictures, 1, height, width)``, 0 to 1."""
-    contrast = max_pool2d(pictures, 3, 1, 1) + max_pool2d(-pictures, 3, 1, 1)
-    return ((contrast.amax(1, keepdim=True) - 0.15) * 5).clamp(0, 1)
-
-
-def vary(pictures: torch.Tensor, edges: torch.Tensor, small: float = 0.25, blur: int = 1) -> torch.Tensor:
-    """Other drawings of the same thing: outlined or not, other colours, size, place, tilt, and slightly out of shape.
-
-    Args:
-        pictures: ``(pictures, 3, height, width)``, 0 to 1 on white.
-        edges: Their :func:`outlines`.
-        small: Part of them that is drawn small.
-        blur: Pixels that become one before they are drawn.
-
-    Returns:
-        The same shape and range.
-    """
-    count = len(pictures)
-
-    def some(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(count, *shape)
-
-    ink = 1 - pictures
-    grey = ink.mean(1, keepdim=True)
-    ink = ((grey + (ink - grey) * some(0.2, 1.5, 1, 1, 1)) * some(0.6, 1.3, 3, 1, 1)).clamp(0, 1)
-    ink = torch.maximum(ink, edges * some(0, 1, 1, 1, 1).round() * some(0.6, 1, 1, 1, 1))
-    ink = interpolate(ink, (ink.shape[2] // blur, ink.shape[3] // blur), mode="area") if blur > 1 else ink
-    size = torch.where(torch.rand(count) < small, some(0.4, 0.7), some(0.8, 1.1))
-    tilt, stretch, room = 0.12 * torch.randn(count), torch.exp(0.08 * torch.randn(count)), (1 - size).clamp(min=0.06)
-    x, y = some(-1, 1) * room, some(-1, 1) * room
-    wide, high = 1 / (size * stretch), stretch / size
-    rows = [wide * tilt.cos(), -wide * tilt.sin(), -wide * x, high * tilt.sin(), high * tilt.cos(), -high * y]
-    grid = affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(pictures.shape), align_corners=False)
-    bend = interpolate(0.03 * torch.randn(count, 2, 4, 4), pictures.shape[2:], mode="bicubic", align_corners=False)
-    return 1 - grid_sample(ink, grid + bend.permute(0, 2, 3, 1), align_corners=False)
-
-
 def pairs_loader(rows: Any, tokenizer: Any, recipe: ClipRecipe) -> DataLoader[Any]:
     """Batches of varied pictures with their Chinese or English name, by the toss of a coin."""
     pictures = as_tensor(rows["image"][:])
@@ -249,21 +186,6 @@ def pairs_loader(rows: Any, tokenizer: Any, recipe: ClipRecipe) -> DataLoader[An
 
 
 # ------------------------------------------------------------------------------------------------ what it has learned
-
-
-def embed(model: Any, processor: Any, *, images: Any = None, text: Any = None, batch: int = 256) -> torch.Tensor:
-    """Unit vectors of pictures or of texts, ``(how many, width)``."""
-    items = list(images if images is not None else text)
-    parts = []
-    with evaluating(model):
-        for start in range(0, len(items), batch):
-            some = items[start : start + batch]
-            if images is not None:
-                found = model.get_image_features(**processor(images=some, return_tensors="pt"))
-            else:
-                found = model.get_text_features(**processor(text=some, padding=True, truncation=True, return_tensors="pt"))
-            parts.append(torch.nn.functional.normalize(found.pooler_output, dim=-1))
-    return torch.cat(parts)
 
 
 def transfer_recall(model: Any, processor: Any, train: Any, held_out: Any) -> dict[str, float]:

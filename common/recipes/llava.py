@@ -21,39 +21,24 @@ from common.data import load_data
 from common.data.images import ASKED_BLANK, CELLS, EMPTY, ICONS, SIZE, Scene, draw, names, questions
 from common.data.splits import bucket
 from common.errors import RoadmapError
-from common.hardware import machine, parameters, set_seed
-from common.models import MODELS_DIR, loss_curve, work_folder, write_card
-from common.pretraining_clip import as_tensor, outlines, vary
-from common.text import IGNORE, chat_features
+from common.hardware import machine, parameters
+from common.models import MODELS_DIR
+from common.recipes.skeleton import loss_curve, save, work_folder, write_card
+from common.text import IGNORE
 from common.training import History, evaluating, fit
+from common.vision import IMAGE, as_tensor, build_llava, features, outlines, patches_of, vary
 
 import torch
 from torch.nn.functional import avg_pool2d, cross_entropy
 from torch.utils.data import DataLoader
 
 NAME = "tiny-llava-emoji"
-IMAGE = "<image>"
-LONGEST = 160  # tokens of a conversation, patches included
 KINDS = ("count", "what", "where")
 COUNTED = 0.3  # how often a scene is asked about its number of icons, which is learned at once
 SOUGHT = 0.6  # how often an icon is asked for by name ("where"), which is learned last, and not by its corner ("what")
 SHORT = 6  # characters of a name that is taught
 DESCRIBE = "图中有什么？"  # what is in the picture?
 NAMING = "这是什么？"  # what is this?
-_CONTENT = """{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}{{- '<image>' if part['type'] == 'image' else part['text'] -}}{%- endfor -%}
-{%- endif -%}"""
-TEMPLATE = """{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{% generation %}CONTENT{{- '<|im_end|>' -}}{% endgeneration %}{{- '\n' -}}
-{%- else -%}
-CONTENT{{- '<|im_end|>\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}""".replace("CONTENT", _CONTENT)
 PARTS = {"vision": "vision_tower", "projector": "multi_modal_projector", "language": "language_model"}
 
 
@@ -122,8 +107,7 @@ def make_llava(
     seconds = round(time.perf_counter() - began)
     held_out = _by_style(model, processor, load_data("scenes")["test"])
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save(model, processor, folder)
     count = parameters(model)
     lengths = ("read_steps", "align_steps", "steps", "ask_steps")
     fewer = {name: max(1, round(recipe.blind_part * getattr(recipe, name))) for name in lengths}
@@ -224,62 +208,6 @@ def second_stage(histories: dict[str, History]) -> History:
 # ------------------------------------------------------------------------------------------------ the model
 
 
-def build_llava(clip: str | Path, chat: str | Path, *, seed: int = 42) -> tuple[Any, Any]:
-    """A vision tower and a language model joined by a projector with random weights, and the processor that fits.
-
-    Args:
-        clip: A CLIP checkpoint; its vision tower is taken.
-        chat: A causal language model's, with a chat template.
-        seed: Of the projector and of the row for ``<image>``.
-
-    Returns:
-        The model in float32, in evaluation mode, and its processor, which pads on the right.
-    """
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoProcessor,
-        AutoTokenizer,
-        CLIPVisionModel,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-
-    set_seed(seed)
-    vision: Any = CLIPVisionModel.from_pretrained(clip, dtype=torch.float32)
-    language: Any = AutoModelForCausalLM.from_pretrained(chat, dtype=torch.float32)
-    tokenizer: Any = AutoTokenizer.from_pretrained(chat)
-    tokenizer.add_tokens(IMAGE, special_tokens=True)
-    tokenizer.padding_side = "right"
-    tokenizer.chat_template = TEMPLATE  # the language model's, which now also takes content in parts, picture and text
-    table = language.get_input_embeddings().weight
-    language.resize_token_embeddings(max(len(tokenizer), len(table)), mean_resizing=False)
-    side = vision.config.image_size // vision.config.patch_size
-    config = LlavaConfig(
-        vision_config=vision.config,
-        text_config=language.config,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=side**2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(vision.state_dict())
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    if not language.config.tie_word_embeddings:
-        model.lm_head.load_state_dict(language.lm_head.state_dict())
-    model.generation_config = language.generation_config  # where the end tokens are noted
-    processor = LlavaProcessor(
-        image_processor=AutoProcessor.from_pretrained(clip).image_processor,
-        tokenizer=tokenizer,
-        patch_size=vision.config.patch_size,
-        num_additional_image_tokens=1,  # the class token, which the strategy drops again
-        vision_feature_select_strategy="default",
-        chat_template=TEMPLATE,
-    )
-    return model.eval(), processor
-
-
 def train_only(model: Any, parts: Iterable[str]) -> None:
     """Unfreeze the named :data:`PARTS` of a model and freeze all others.
 
@@ -305,24 +233,12 @@ def conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return messages
 
 
-def features(processor: Any, messages: Sequence[dict[str, str]], patches: int) -> dict[str, list[int]]:
-    """Token ids with ``<image>`` repeated for every patch, and labels on the answers and their end tokens only."""
-    first = {**messages[0], "content": messages[0]["content"].replace(IMAGE, IMAGE * patches)}
-    return chat_features(processor.tokenizer, [first, *messages[1:]], LONGEST)
-
-
 def stack(processor: Any, rows: Sequence[dict[str, list[int]]], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """A batch, padded on the right: ``input_ids``, ``attention_mask``, ``labels`` and ``pixel_values``."""
     longest = max(len(row["labels"]) for row in rows)
     fills = {"input_ids": processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE}
     batch = {key: torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in rows]) for key, fill in fills.items()}
     return batch | {"pixel_values": pixels}
-
-
-def patches_of(model: Any) -> int:
-    """How many vectors a picture becomes."""
-    vision = model.config.vision_config
-    return (vision.image_size // vision.patch_size) ** 2
 
 
 # ------------------------------------------------------------------------------------------------ what it is taught with

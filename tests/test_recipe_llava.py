@@ -3,14 +3,13 @@
 import json
 import random
 
-from common import pretraining_llava as llava
 from common.data import load_data
 from common.data.images import CELLS, EMPTY, ICONS, planned
 from common.data.splits import bucket
 from common.errors import RoadmapError
 from common.models import MODELS_DIR
-from common.pretraining import make
-from common.pretraining_llava import (
+from common.recipes import llava
+from common.recipes.llava import (
     PARTS,
     Answering,
     LlavaRecipe,
@@ -29,6 +28,7 @@ from common.pretraining_llava import (
     patches_of,
     train_only,
 )
+from common.recipes.trials import make
 from common.text import IGNORE
 
 import pytest

@@ -12,18 +12,17 @@ from __future__ import annotations
 import math
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from common.data import load_data
 from common.hardware import set_seed
-from common.models import ship, work_folder
-from common.training import evaluating, fit, run_facts
+from common.recipes.skeleton import Workshop
+from common.training import evaluating
 
 import torch
 from torch.utils.data import DataLoader
@@ -63,14 +62,7 @@ class T5Recipe:
 def make_t5(
     folder: Path, *, recipe: T5Recipe | None = None, steps: int | None = None, force: bool = False, resume: bool = False
 ) -> Path:
-    """Train the checkpoint and write it with its tokenizer and its card.
-
-    Args:
-        folder: Where it goes.
-        recipe: Instead of the shipped one.
-        steps: Instead of the recipe's, for a trial.
-        force: Replace a checkpoint that is there.
-        resume: Continue an interrupted run.
+    """Train the checkpoint and write it with its tokenizer and its card; arguments as of :class:`Workshop`.
 
     Raises:
         RoadmapError: A checkpoint in the way, or texts that cannot be had.
@@ -78,8 +70,7 @@ def make_t5(
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     recipe = recipe or T5Recipe()
-    folder = Path(folder).resolve()
-    work = work_folder(folder, force=force, resume=resume)
+    run = Workshop(NAME, folder, recipe, steps=steps, force=force, resume=resume)
     corpus = load_data("corpus")
     tokenizer = t5_tokenizer(corpus["train"]["text"][:])
     rows = pieces(corpus["train"]["text"][:])
@@ -94,41 +85,32 @@ def make_t5(
         drop_last=True,
         collate_fn=noising(tokenizer, recipe),
     )
-    began = time.perf_counter()
-    history = fit(
+    history = run.fit(
         model,
         train,
-        max_steps=steps or recipe.steps,
         lr=recipe.lr,
-        schedule="cosine",
         warmup=0.05,
         evaluate=lambda m: held_out_losses(m, tokenizer, held_out),
         evaluate_every=300,
-        folder=work,
         save_every=100,
-        resume=resume,
-        seed=recipe.seed,
-        label=NAME,
     )
     unigram = unigram_losses(tokenizer, rows, held_out, recipe)
-    card = run_facts(model, history, began) | {
-        "name": NAME,
-        "recipe": asdict(recipe) | {"steps": len(history.steps)},
-        "held_out": history.evaluations[-1],
-        "held_out_kind": "held-out text, nats per target token",
-        "unigram": unigram,
-        "evaluations": history.evaluations,
-        "data": "load_data('corpus'), training split: reviews, People's Daily January 1998, PRC law, MSRA sentences",
-        "licence": "Apache-2.0 for the weights; the texts' own terms are in `python -m common data corpus`",
-        "note": (
+    return run.ship(
+        model,
+        tokenizer,
+        history,
+        held_out_kind="held-out text, nats per target token",
+        unigram=unigram,
+        data="load_data('corpus'), training split: reviews, People's Daily January 1998, PRC law, MSRA sentences",
+        licence="Apache-2.0 for the weights; the texts' own terms are in `python -m common data corpus`",
+        note=(
             "Loss by objective: span corruption (T5), the principal clause from the rest of its text (PEGASUS; in a piece that "
             "begins with a headline it is mostly the headline), and repair of a stretch that lost characters (BART). Always "
             "answering with the frequencies of the training targets costs "
             + ", ".join(f"{key} {value:.4g}" for key, value in unigram.items())
             + "."
         ),
-    }
-    return ship(folder, model, tokenizer, card, work)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the parts

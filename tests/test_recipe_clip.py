@@ -2,12 +2,13 @@
 
 import json
 
-from common import models, pretraining, pretraining_clip
+from common import models
 from common.data import load_data
 from common.data.images import ICONS
 from common.errors import RoadmapError
 from common.models import checkpoint, verify
-from common.pretraining_clip import (
+from common.recipes import clip, trials
+from common.recipes.clip import (
     HOTTEST,
     THINGS,
     ClipRecipe,
@@ -48,9 +49,9 @@ def few(pictures, monkeypatch, tmp_path):
     wanted = set(train["emoji"])
     other = pictures["test"].filter(lambda emoji: emoji in wanted, input_columns="emoji")
     data = DatasetDict({"train": train, "validation": other, "test": other})
-    monkeypatch.setattr(pretraining_clip, "load_data", lambda name: data)
+    monkeypatch.setattr(clip, "load_data", lambda name: data)
     monkeypatch.setattr(models, "MODELS_DIR", tmp_path)
-    monkeypatch.setattr(pretraining, "MODELS_DIR", tmp_path)
+    monkeypatch.setattr(trials, "MODELS_DIR", tmp_path)
     return data
 
 
@@ -77,28 +78,28 @@ def test_a_run_writes_a_checkpoint_that_loads(few, tmp_path):
 
 
 def test_it_is_made_by_the_command_and_nothing_is_overwritten(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining_clip, "ClipRecipe", lambda: ClipRecipe(steps=50, batch=4))
-    folder = pretraining.make("tiny-clip-emoji", steps=2)
+    monkeypatch.setattr(clip, "ClipRecipe", lambda: ClipRecipe(steps=50, batch=4))
+    folder = trials.make("tiny-clip-emoji", steps=2)
     assert folder == tmp_path / "tiny-clip-emoji"
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(RoadmapError, match="--force to replace"):
-        pretraining.make("tiny-clip-emoji", steps=2)
+        trials.make("tiny-clip-emoji", steps=2)
     assert (folder / "model.safetensors").read_bytes() == before
-    pretraining.make("tiny-clip-emoji", steps=3, force=True)
+    trials.make("tiny-clip-emoji", steps=3, force=True)
     assert (folder / "model.safetensors").read_bytes() != before
     with pytest.raises(RoadmapError, match="tiny-clip-emoji"):
-        pretraining.make("tiny-clip-emojis")
+        trials.make("tiny-clip-emojis")
 
 
 def test_an_interrupted_run_is_continued_with_the_same_numbers(few, tmp_path, monkeypatch):
     """Stopped after two of four steps: the weights are those of a run that was not stopped."""
     recipe = ClipRecipe(steps=4, batch=4)
-    check_resume(monkeypatch, pretraining_clip, make_clip, tmp_path, recipe, save_every=2, evaluate_every=2)
+    check_resume(monkeypatch, clip.NAME, make_clip, tmp_path, recipe, save_every=2, evaluate_every=2)
 
 
 def test_the_temperature_does_not_freeze(parts):
     model, processor = parts
-    clamped = pretraining_clip._Clamped(model)
+    clamped = clip._Clamped(model)
     batch = processor(text=NAMES[:2], images=[_square(), _square()], return_tensors="pt", padding=True)
     with torch.no_grad():
         kept = model.logit_scale.clone()
@@ -169,7 +170,7 @@ def test_recall_counts_the_pictures_whose_name_comes_first(few, monkeypatch):
     right = torch.eye(12)[[place[emoji] for emoji in few["test"]["emoji"]]]
 
     def found(pictures):
-        monkeypatch.setattr(pretraining_clip, "embed", lambda *_, images=None, text=None: pictures if images else torch.eye(12))
+        monkeypatch.setattr(clip, "embed", lambda *_, images=None, text=None: pictures if images else torch.eye(12))
         return transfer_recall(None, None, few["train"], few["test"])
 
     assert set(found(right).values()) == {1.0}

@@ -4,9 +4,11 @@ import json
 import random
 from dataclasses import replace
 
-from common import models, pretraining, pretraining_t5
 from common.errors import RoadmapError
-from common.pretraining_t5 import (
+from common.models import MODELS_DIR
+from common.recipes import t5, trials
+from common.recipes.skeleton import file_hashes
+from common.recipes.t5 import (
     NAME,
     PREFIX,
     SENTINELS,
@@ -45,8 +47,8 @@ def tokenizer():
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     corpus = {"train": {"text": TEXTS}, "validation": {"text": [PAPER, *TEXTS[:3]]}}
-    monkeypatch.setattr(pretraining_t5, "load_data", lambda name: corpus)
-    monkeypatch.setattr(pretraining, "MODELS_DIR", tmp_path)
+    monkeypatch.setattr(t5, "load_data", lambda name: corpus)
+    monkeypatch.setattr(trials, "MODELS_DIR", tmp_path)
     return T5Recipe(steps=4, batch=4)
 
 
@@ -131,23 +133,23 @@ def test_the_tokenizer_keeps_text_as_it_is(tokenizer, tmp_path):
 
 
 def test_it_is_made_by_the_command_and_nothing_is_overwritten(small, tmp_path):
-    folder = pretraining.make(NAME, steps=2)
+    folder = trials.make(NAME, steps=2)
     assert folder == tmp_path / NAME and not list(tmp_path.glob(".*-run"))
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     assert {"spans", "gap", "repair"} <= set(card["held_out"]) and set(card["unigram"]) == {"spans", "gap", "repair"}
-    assert models.file_hashes(folder) == card["sha256"]
+    assert file_hashes(folder) == card["sha256"]
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     assert model.dtype == torch.float16 and model.lm_head.weight is model.shared.weight
     with pytest.raises(RoadmapError, match="--force to replace"):
-        pretraining.make(NAME, steps=2)
+        trials.make(NAME, steps=2)
     with pytest.raises(RoadmapError, match=NAME):
-        pretraining.make("tiny-t5")
+        trials.make("tiny-t5")
 
 
 def test_an_interrupted_run_is_continued_with_the_same_numbers(small, tmp_path, monkeypatch):
     """The interruption comes in the second pass over the texts, whose order must be the same too."""
     small = replace(small, steps=26)
-    check_resume(monkeypatch, pretraining_t5, make_t5, tmp_path, small, save_every=23, evaluate_every=12)
+    check_resume(monkeypatch, NAME, make_t5, tmp_path, small, save_every=23, evaluate_every=12)
 
 
 # ------------------------------------------------------------------------------------------------ what it has learned
@@ -157,12 +159,12 @@ def test_the_shipped_checkpoint_has_learned():
     """On text of the validation split, every objective costs clearly less than frequencies; numbers as in the card."""
     from common.data import load_data
 
-    folder = models.MODELS_DIR / NAME
+    folder = MODELS_DIR / NAME
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     pairs = held_out_pairs(tokenizer, pieces(load_data("corpus")["validation"]["text"][:]), T5Recipe())
-    losses = pretraining_t5.held_out_losses(model, tokenizer, pairs)
+    losses = t5.held_out_losses(model, tokenizer, pairs)
     for kind, loss in losses.items():
         assert loss < card["unigram"][kind] - 0.5, kind
         assert abs(loss - card["held_out"][kind]) < 0.05, "half precision costs little"

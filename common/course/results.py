@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from common import hardware
+from common.course.lessons import all_lessons
 from common.errors import RoadmapError
-from common.lessons import all_lessons
 from common.paths import ASSETS, ROOT, outputs
 from common.scale import SCALES, scale
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,19 +16,20 @@ from common.data import NER_TAGS, load_data
 from common.errors import RoadmapError, unknown
 from common.hardware import set_seed
 from common.metrics import seqeval
-from common.models import MODELS_DIR, from_scratch, read_card, ship, work_folder, write_card
-from common.pretraining_bert import NAME as BERT
-from common.pretraining_bert import make_bert
-from common.pretraining_clip import NAME as CLIP
-from common.pretraining_clip import make_clip
-from common.pretraining_llava import NAME as LLAVA
-from common.pretraining_llava import make_llava
-from common.pretraining_qwen import NAME as QWEN
-from common.pretraining_qwen import make_qwen
-from common.pretraining_t5 import NAME as T5
-from common.pretraining_t5 import make_t5
+from common.models import MODELS_DIR, from_scratch, read_card
+from common.recipes.bert import NAME as BERT
+from common.recipes.bert import make_bert
+from common.recipes.clip import NAME as CLIP
+from common.recipes.clip import make_clip
+from common.recipes.llava import NAME as LLAVA
+from common.recipes.llava import make_llava
+from common.recipes.qwen import NAME as QWEN
+from common.recipes.qwen import make_qwen
+from common.recipes.skeleton import Workshop, write_card
+from common.recipes.t5 import NAME as T5
+from common.recipes.t5 import make_t5
 from common.text import align_labels
-from common.training import History, Precision, fit, predict, run_facts
+from common.training import History, Precision, fit, predict
 
 import torch
 from torch.utils.data import DataLoader
@@ -98,17 +98,17 @@ def make(name: str, *, steps: int | None = None, out: Path | None = None, force:
 def _specialise(name: str, folder: Path, *, force: bool) -> Path:
     """Fine-tune a shipped checkpoint on one task and write it with its card."""
     base, trial = FINE_TUNED[name]
-    work = work_folder(folder, force=force, resume=False)
-    began = time.perf_counter()
-    tuned = (_chat if trial.task == "instructions" else fine_tune)(MODELS_DIR / base, trial, pretrained=True, seed=42)
-    card = run_facts(tuned.model, tuned.history, began) | {
-        "name": name,
-        "recipe": asdict(trial) | {"base": base, "steps": len(tuned.history.steps)},
-        "held_out": {f"test {trial.metric}": tuned.score},
-        "data": f"load_data('{trial.task}'), {trial.examples or 'all'} training examples",
-        "licence": f"Apache-2.0 for the weights; the texts' own terms are in `python -m common data {trial.task}`",
-    }
-    return ship(folder, tuned.model, tuned.tokenizer, card, work)
+    run = Workshop(name, folder, trial, force=force)
+    tuned = (_chat if trial.task == "instructions" else fine_tune)(MODELS_DIR / base, trial, pretrained=True, seed=run.seed)
+    return run.ship(
+        tuned.model,
+        tuned.tokenizer,
+        tuned.history,
+        recipe=asdict(trial) | {"base": base, "steps": len(tuned.history.steps)},
+        held_out={f"test {trial.metric}": tuned.score},
+        data=f"load_data('{trial.task}'), {trial.examples or 'all'} training examples",
+        licence=f"Apache-2.0 for the weights; the texts' own terms are in `python -m common data {trial.task}`",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what it gives
