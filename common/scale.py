@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from common.errors import RoadmapError
 
@@ -51,6 +51,30 @@ def pick(*, tiny: T, full: T) -> T:
     2
     """
     return tiny if scale() == "tiny" else full
+
+
+def cap(what: Literal["steps", "rows"]) -> int | None:
+    """The most optimiser steps of a training, or rows of a split, in a rehearsal; None means no limit.
+
+    A rehearsal runs real model classes in minutes: it sets ``ROADMAP_MAX_STEPS`` and ``ROADMAP_MAX_ROWS``, which ``fit``,
+    ``training_arguments`` and ``load_data`` obey. The first time a limit is read, one line says so.
+
+    Raises:
+        RoadmapError: If the variable holds anything but a whole number above 0.
+    """
+    name = f"ROADMAP_MAX_{what.upper()}"
+    value = os.environ.get(name, "")
+    if not value:
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise RoadmapError(f"{name} is {value!r}; it must be a whole number above 0, or unset.")
+    if name not in _said:
+        _said.add(name)
+        print(f"Rehearsal: {name}={value}, so figures mean nothing.")
+    return int(value)
+
+
+_said: set[str] = set()  # limits that have been announced in this process
 
 
 def prepare_environment() -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from common.errors import RoadmapError
 from common.hardware import set_seed
-from common.scale import pick, progress
+from common.scale import cap, pick, progress
 
 import torch
 from torch.utils.data import DataLoader
@@ -113,131 +113,236 @@ def fit(
     Source:
         Accelerate documentation, "Gradient accumulation" and "Checkpointing".
     """
-    from accelerate import Accelerator, skip_first_batches
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DataLoaderConfiguration
-    from transformers import get_scheduler
-
-    _check(train, epochs, max_steps, evaluate, best, patience, folder, save_every, resume, accumulate)
-    AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=precision,
-        gradient_accumulation_steps=accumulate,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+    settings = Settings(
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=warmup,
+        accumulate=accumulate,
+        clip=clip,
+        precision=precision,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        best=best,
+        patience=patience,
+        folder=Path(folder) if folder else None,
+        save_every=save_every,
+        resume=resume,
+        seed=seed,
+        label=label,
     )
+    _check(train, epochs, max_steps, settings)
     if isinstance(optimizer, torch.optim.Optimizer):
         optimizer = [optimizer]
     optimizers = list(optimizer or [adamw(model, lr=lr, weight_decay=weight_decay)])
-    run_model, loader, *run_optimizers = accelerator.prepare(model, train, *optimizers)
-    epoch_steps = math.ceil(len(loader) / accumulate)
-    total = max_steps or epoch_steps * (epochs or 1)
-    warm = math.ceil(total * warmup)
-    schedulers = [get_scheduler(schedule, one, num_warmup_steps=warm, num_training_steps=total) for one in optimizers]
-    accelerator.register_for_checkpointing(*schedulers)
-    loader.base_dataloader.collate_fn = collate = _SeededCollate(loader.base_dataloader.collate_fn, seed)
+    return Training(model, train, optimizers, epochs, max_steps, settings).run()
 
-    history, keeper = History(), _Keeper(model, best, Path(folder) if folder else None)
-    step = batches = 0  # optimiser steps in all; batches of the current epoch
-    if resume and (found := latest_checkpoint(folder)):
-        accelerator.load_state(str(found))
-        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
-        step, batches, history.tokens = state["step"], state["batches"], state["tokens"]
-        history.steps, history.evaluations, history.best = state["steps"], state["evaluations"], state["best"]
-        keeper.value, keeper.waited, keeper.step = state["value"], state["waited"], state["best_step"]
-        accelerator.print(f"Resumed {label} at step {step} of {total} from {found.name}.")
 
-    def evaluation() -> None:
-        if evaluate is None:
-            return
-        with evaluating(model):
-            record = {"step": float(step), **evaluate(accelerator.unwrap_model(run_model))}
-        history.evaluations.append(record)
-        if keeper.look(record):
-            history.best = record
+@dataclass(frozen=True)
+class Settings:
+    """The options of :func:`fit` that its loop reads; they are explained there."""
 
-    def save() -> None:
-        if folder is None:
-            return
-        state = {"step": step, "batches": batches, "tokens": history.tokens, "steps": history.steps}
-        state |= {"evaluations": history.evaluations, "best": history.best, "value": keeper.value}
-        _save(accelerator, Path(folder), step, state | {"waited": keeper.waited, "best_step": keeper.step})
-        keeper.prune()
+    lr: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    accumulate: int
+    clip: float | None
+    precision: Precision
+    evaluate: Evaluate | None
+    evaluate_every: int | None
+    best: str | None
+    patience: int | None
+    folder: Path | None
+    save_every: int | None
+    resume: bool
+    seed: int
+    label: str
 
-    began = time.perf_counter()
-    bar = progress(total=total, label=label)
-    bar.update(step)
-    waiting: list[tuple[dict[str, float], list[torch.Tensor]]] = []  # losses not yet fetched: fetching makes a GPU wait
 
-    def settle() -> None:
-        for record, parts in waiting:
-            record["loss"] = math.fsum(part.item() for part in parts) / len(parts)
+class Training:
+    """The loop of :func:`fit`: epochs of batches; forward pass, backward pass, optimiser step; evaluation and saving between.
+
+    Attributes:
+        step: Optimiser steps done.
+        total: Optimiser steps wanted.
+        batches: Batches done of the current epoch.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        train: DataLoader[Any],
+        optimizers: list[torch.optim.Optimizer],
+        epochs: int | None,
+        max_steps: int | None,
+        settings: Settings,
+    ):
+        """Put everything on its device, and make a schedule for each optimiser."""
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+        from accelerate.utils import DataLoaderConfiguration
+        from transformers import get_scheduler
+
+        AcceleratorState._reset_state()  # an earlier run in this process may have used another precision
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=settings.precision,
+            gradient_accumulation_steps=settings.accumulate,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=settings.seed),
+        )
+        self.settings, self.bare_model = settings, model
+        self.model, self.loader, *self.optimizers = self.accelerator.prepare(model, train, *optimizers)
+        self.steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
+        self.total = max_steps or self.steps_per_epoch * (epochs or 1)
+        self.total = min(self.total, cap("steps") or self.total)
+        warm = math.ceil(self.total * settings.warmup)
+        self.schedulers = [
+            get_scheduler(settings.schedule, one, num_warmup_steps=warm, num_training_steps=self.total) for one in optimizers
+        ]
+        self.accelerator.register_for_checkpointing(*self.schedulers)
+        self.collate = _SeededCollate(self.loader.base_dataloader.collate_fn, settings.seed)
+        self.loader.base_dataloader.collate_fn = self.collate
+        self.history, self.keeper = History(), _Keeper(model, settings.best, settings.folder)
+        self.step = self.batches = 0
+        self.losses: list[torch.Tensor] = []  # of the batches since the last optimiser step
+        self.waiting: list[tuple[dict[str, float], list[torch.Tensor]]] = []  # not yet fetched: fetching makes a GPU wait
+
+    def run(self) -> History:
+        """Train to the end, from the newest checkpoint if asked to."""
+        began = time.perf_counter()
+        if self.settings.resume:
+            self.load()
+        self.bar = progress(total=self.total, label=self.settings.label)
+        self.bar.update(self.step)
+        self.model.train()
+        while not self.finished:
+            self.train_epoch()
+        self.bar.close()
+        self.end()
+        self.history.seconds = time.perf_counter() - began
+        return self.history
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total or self.keeper.exhausted(self.settings.patience)
+
+    def train_epoch(self) -> None:
+        """One pass over the data, or what is left of it after resuming."""
+        from accelerate import skip_first_batches
+
+        epoch, seed = self.step // self.steps_per_epoch, self.settings.seed
+        self.loader.set_epoch(epoch)
+        self.collate.start(epoch, self.batches)
+        set_seed((seed * 15_485_863 + epoch) % 2**32)  # a sampler that draws from torch's generator: the same order when resumed
+        for batch in skip_first_batches(self.loader, self.batches) if self.batches else self.loader:
+            self.train_batch(batch)
+            if self.accelerator.sync_gradients:  # not while gradients of several batches are added up
+                self.after_step()
+                if self.finished:
+                    return
+
+    def train_batch(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward pass, loss, backward pass; and an optimiser step if enough batches have been added up."""
+        with self.accelerator.accumulate(self.model):
+            set_seed((self.settings.seed * 1_000_003 + self.step * self.settings.accumulate + len(self.losses)) % 2**32)
+            loss = getattr(self.model(**batch), "loss", None)
+            if loss is None:
+                raise RoadmapError(f"The model returned no loss; its batch has the keys {sorted(batch)}: is 'labels' missing?")
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and self.settings.clip is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        self.batches += 1
+        self.losses.append(loss.detach())
+        self.history.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
+
+    def after_step(self) -> None:
+        """Move the schedule on, keep the loss, and evaluate or save if it is time to."""
+        rate = self.schedulers[0].get_last_lr()[0]
+        for scheduler in self.schedulers:
+            scheduler.step()
+        self.step += 1
+        self.bar.update()
+        self.waiting.append(({"step": self.step, "epoch": self.step / self.steps_per_epoch, "lr": rate}, self.losses))
+        self.losses = []
+        end_of_epoch = self.batches >= len(self.loader)
+        self.batches = 0 if end_of_epoch else self.batches
+        every, last = self.settings.evaluate_every, self.step >= self.total
+        evaluate_now = self.step % every == 0 or last if every else end_of_epoch
+        save_now = self.settings.save_every is not None and self.step % self.settings.save_every == 0
+        if len(self.waiting) >= 20 or evaluate_now or save_now or last:
+            self.fetch_losses()
+        if evaluate_now:
+            self.evaluate()
+        if save_now:
+            self.save()
+
+    def fetch_losses(self) -> None:
+        """Bring the losses that are still on the device into the history.
+
+        Raises:
+            RoadmapError: If one is not a finite number.
+        """
+        for record, losses in self.waiting:
+            record["loss"] = math.fsum(loss.item() for loss in losses) / len(losses)
             if not math.isfinite(record["loss"]):
                 raise RoadmapError(
                     f"The loss became {record['loss']} at step {record['step']:.0f}; lower lr, raise warmup, or check the labels "
                     "(-100 everywhere in a batch also gives nan)."
                 )
-            history.steps.append(record)
-        if waiting:
-            bar.set_postfix(loss=f"{history.losses[-1]:.3f}", refresh=False)
-        waiting.clear()
+            self.history.steps.append(record)
+        if self.waiting:
+            self.bar.set_postfix(loss=f"{self.history.losses[-1]:.3f}", refresh=False)
+        self.waiting.clear()
 
-    parts: list[torch.Tensor] = []
-    run_model.train()
-    while step < total and not keeper.exhausted(patience):
-        epoch = step // epoch_steps
-        loader.set_epoch(epoch)
-        collate.start(epoch, batches)
-        set_seed((seed * 15_485_863 + epoch) % 2**32)  # a sampler that draws from torch's generator: the same order when resumed
-        for batch in skip_first_batches(loader, batches) if batches else loader:
-            with accelerator.accumulate(run_model):
-                set_seed((seed * 1_000_003 + step * accumulate + len(parts)) % 2**32)
-                loss = getattr(run_model(**batch), "loss", None)
-                if loss is None:
-                    raise RoadmapError(
-                        f"The model returned no loss; its batch has the keys {sorted(batch)}: is 'labels' missing?"
-                    )
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and clip is not None:
-                    accelerator.clip_grad_norm_(run_model.parameters(), clip)
-                for one in run_optimizers:
-                    one.step()
-                    one.zero_grad()
-            batches += 1
-            parts.append(loss.detach())
-            history.tokens += batch["input_ids"].numel() if "input_ids" in batch else 0
-            if not accelerator.sync_gradients:
-                continue
-            rate = schedulers[0].get_last_lr()[0]
-            for scheduler in schedulers:
-                scheduler.step()
-            step += 1
-            waiting.append(({"step": step, "epoch": step / epoch_steps, "lr": rate}, parts))
-            parts = []
-            bar.update()
-            end_of_epoch = batches >= len(loader)
-            batches = 0 if end_of_epoch else batches
-            evaluate_now = step % evaluate_every == 0 if evaluate_every else end_of_epoch
-            save_now = save_every is not None and step % save_every == 0
-            if len(waiting) >= 20 or evaluate_now or save_now or step >= total:
-                settle()
-            if evaluate_now or (step >= total and evaluate_every):
-                evaluation()
-            if save_now:
-                save()
-            if step >= total or keeper.exhausted(patience):
-                break
-    bar.close()
-    if evaluate is not None and (not history.evaluations or history.evaluations[-1]["step"] != step):
-        evaluation()  # max_steps need not end with an epoch
-    keeper.restore(history.best)
-    if folder is not None:
-        save()
-    accelerator.free_memory()
-    model.eval()
-    history.stopped = "no better evaluation" if keeper.exhausted(patience) and step < total else "done"
-    history.seconds = time.perf_counter() - began
-    return history
+    def evaluate(self) -> None:
+        """Ask ``evaluate`` for metrics, and keep the weights if they are the best so far."""
+        if self.settings.evaluate is None:
+            return
+        with evaluating(self.bare_model):
+            metrics = self.settings.evaluate(self.accelerator.unwrap_model(self.model))
+        record = {"step": float(self.step), **metrics}
+        self.history.evaluations.append(record)
+        if self.keeper.is_better(record):
+            self.history.best = record
+
+    def end(self) -> None:
+        """Evaluate if the last step was not, put the best weights back, save, and free what the loop held."""
+        evaluations = self.history.evaluations
+        if not evaluations or evaluations[-1]["step"] != self.step:
+            self.evaluate()  # max_steps need not end with an epoch
+        self.keeper.restore(self.history.best)
+        self.save()
+        self.accelerator.free_memory()
+        self.bare_model.eval()
+        if self.step < self.total:
+            self.history.stopped = "no better evaluation"
+
+    def save(self) -> None:
+        """Write a checkpoint from which :meth:`load` goes on with the very same numbers."""
+        if self.settings.folder is None:
+            return
+        history, keeper = self.history, self.keeper
+        state = {"step": self.step, "batches": self.batches, "tokens": history.tokens, "steps": history.steps}
+        state |= {"evaluations": history.evaluations, "best": history.best}
+        state |= {"value": keeper.value, "waited": keeper.waited, "best_step": keeper.step}
+        _save(self.accelerator, self.settings.folder, self.step, state)
+        keeper.prune()
+
+    def load(self) -> None:
+        """Go back to the newest checkpoint, if there is one."""
+        if not (found := latest_checkpoint(self.settings.folder)):
+            return
+        self.accelerator.load_state(str(found))
+        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+        history, keeper = self.history, self.keeper
+        self.step, self.batches, history.tokens = state["step"], state["batches"], state["tokens"]
+        history.steps, history.evaluations, history.best = state["steps"], state["evaluations"], state["best"]
+        keeper.value, keeper.waited, keeper.step = state["value"], state["waited"], state["best_step"]
+        self.accelerator.print(f"Resumed {self.settings.label} at step {self.step} of {self.total} from {found.name}.")
 
 
 def adamw(
@@ -345,6 +450,8 @@ def training_arguments(output_dir: str | Path, **overrides: Any) -> Any:
         raise RoadmapError(
             f"TrainingArguments has no {names} in this version of transformers; see its documentation for the new name."
         )
+    if (most := cap("steps")) is not None:
+        overrides["max_steps"] = min(most, overrides.get("max_steps", most)) if overrides.get("max_steps", -1) > 0 else most
     return TrainingArguments(**(defaults | overrides))
 
 
@@ -382,7 +489,7 @@ class _Keeper:
         self.waited = 0
         self.weights: dict[str, torch.Tensor] = {}
 
-    def look(self, record: dict[str, float]) -> bool:
+    def is_better(self, record: dict[str, float]) -> bool:
         """Whether this evaluation is the best so far; if so its weights are kept."""
         if not self.metric:
             return False
@@ -445,35 +552,25 @@ def _save(accelerator: Any, folder: Path, step: int, state: dict[str, Any]) -> N
     accelerator.wait_for_everyone()
 
 
-def _check(
-    train: DataLoader[Any],
-    epochs: int | None,
-    max_steps: int | None,
-    evaluate: Evaluate | None,
-    best: str | None,
-    patience: int | None,
-    folder: str | Path | None,
-    save_every: int | None,
-    resume: bool,
-    accumulate: int,
-) -> None:
+def _check(train: DataLoader[Any], epochs: int | None, max_steps: int | None, settings: Settings) -> None:
     """One sentence for each combination of arguments that cannot be meant."""
     if (epochs is None) == (max_steps is None):
         raise RoadmapError("Give either epochs or max_steps, one of the two.")
-    for name, value in (("epochs", epochs), ("max_steps", max_steps), ("accumulate", accumulate), ("save_every", save_every)):
+    counts = {"epochs": epochs, "max_steps": max_steps, "accumulate": settings.accumulate, "save_every": settings.save_every}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise RoadmapError(f"{name} is {value}; it must be at least 1.")
     if len(train) == 0:
         raise RoadmapError("The training loader is empty: no batch can be made of it (too few examples for drop_last=True?).")
-    if best and evaluate is None:
-        raise RoadmapError(f"best={best!r} needs evaluate=..., a function that returns that metric.")
-    if patience is not None and not best:
+    if settings.best and settings.evaluate is None:
+        raise RoadmapError(f"best={settings.best!r} needs evaluate=..., a function that returns that metric.")
+    if settings.patience is not None and not settings.best:
         raise RoadmapError("patience needs best=..., the metric to be patient about.")
-    if (save_every or resume) and folder is None:
+    if (settings.save_every or settings.resume) and settings.folder is None:
         raise RoadmapError("save_every and resume need folder=..., where the checkpoints are.")
-    if not resume and (found := latest_checkpoint(folder)):
+    if not settings.resume and (found := latest_checkpoint(settings.folder)):
         raise RoadmapError(
-            f"{folder} holds {found.name} of an earlier run; continue it with resume=True, or choose another folder."
+            f"{settings.folder} holds {found.name} of an earlier run; continue it with resume=True, or choose another folder."
         )
 
 

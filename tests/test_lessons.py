@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
-from common import __main__ as cli
-from common.course import lessons, results
+from common.course import cli, lessons, results
+from common.course.cli import output
 from common.course.lessons import all_lessons, copy, execute, resolve
 from common.errors import RoadmapError
 from common.paths import ROOT
@@ -45,7 +46,7 @@ def course(tmp_path, monkeypatch):
         (root / name).write_text((ROOT / name).read_text())
     for name in ("common", "assets"):
         (root / name).symlink_to(ROOT / name)
-    for module in (lessons, cli):
+    for module in (lessons, output):
         monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setenv("ROADMAP_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("ROADMAP_RESULTS", str(tmp_path / "results"))
@@ -142,6 +143,8 @@ def test_copy_refuses_to_harm(course, tmp_path):
         copy("01-good", mine / "README.md")
     with pytest.raises(RoadmapError, match="inside the course"):
         copy("01-good", course / "01-first" / "x")
+    with pytest.raises(RoadmapError, match=r"README.md/x cannot be made \(Not a directory\); give another folder"):
+        copy("01-good", mine / "README.md" / "x")
     copy("01-good", mine, force=True)
     assert "Started from 01-first/01-good" in (mine / "README.md").read_text()
 
@@ -241,6 +244,14 @@ def test_run_of_nothing_and_of_no_notebook(course, capsys, tmp_path):
     assert cli.main(["run", str(tmp_path / "x.ipynb")]) == 2 and "is not a notebook" in capsys.readouterr().err
     assert cli.main(["run", "01-good", "--scale", "full", "--store"]) == 2
     assert cli.main(["copy", "nothing", str(tmp_path / "y")]) == 2 and not (tmp_path / "y").exists()
+
+
+def test_no_shipped_file_holds_a_path_of_the_machine_that_made_it():
+    """Checkpoints record where their parts were loaded from; a reader does not have those folders."""
+    texts = [path for path in (ROOT / "assets").rglob("*") if path.suffix in (".json", ".md", ".jinja", ".py", ".txt", ".csv")]
+    assert len(texts) > 20
+    path_there = re.compile(r"(?<![\w:/.])/(?:home|root|Users|tmp|work|workspace|mnt|opt)/")
+    assert [str(path) for path in texts if path_there.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_doctor(capsys, monkeypatch):

@@ -42,6 +42,7 @@ def record():
         peak_mb=812,
         gpu_mb=None,
         machine="Some CPU, 2 cores",
+        cpu_seconds=41.0,
         versions={"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
         date="2026-11-22",
     )
@@ -245,7 +246,25 @@ def test_compare_passes_over_lessons_of_one_side_and_has_a_sharp_edge(record):
     other = replace(record, lesson="01-a/01-b", value=0.1)
     assert compare([record], [other]) == [] == compare([record], [replace(record, scale="full", value=0.9)])
     assert compare([record], [record], tolerance=0) == []
-    assert len(compare([record], [replace(record, value=0.610001)], tolerance=0)) == 1
+    assert len(compare([record], [replace(record, value=0.612)], tolerance=0)) == 1
+
+
+def test_compare_at_the_precision_it_prints_and_with_each_figures_own_tolerance(record):
+    """Never "was 0.000, is 0.000"; and a figure that is known to vary may."""
+    tiny = replace(record, more={"error": 1e-5, "seconds_a_step": 0.2})
+    assert compare([tiny], [replace(tiny, more={"error": 4e-5, "seconds_a_step": 0.2})]) == []
+    slower = replace(tiny, more={"error": 1e-5, "seconds_a_step": 0.4})
+    assert [move.figure for move in compare([tiny], [slower])] == ["seconds_a_step"]
+    assert compare([tiny], [replace(slower, tolerances={"seconds_a_step": 0.6})]) == []
+    assert len(compare([tiny], [replace(slower, tolerances={"seconds_a_step": 0.3})])) == 1
+
+
+def test_a_tolerance_belongs_to_a_figure(folder):
+    report(NER, f1=0.6, baseline=0.3, noise=1.0, tolerances={"noise": 0.5})
+    (made,) = read_ledger(folder)
+    assert made.tolerances == {"noise": 0.5} and made.cpu_seconds > 0
+    with pytest.raises(RoadmapError, match="no figure nois to have a tolerance; there are f1, noise"):
+        report(NER, f1=0.6, baseline=0.3, noise=1.0, tolerances={"nois": 0.5})
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, float("nan"), "x"])

@@ -208,7 +208,10 @@ def copy(target: str, destination: Path, *, force: bool = False, root: Path = RO
         raise RoadmapError(f"{destination} lies inside the course itself; give a folder outside {root}.")
     if destination.is_dir() and any(destination.iterdir()) and not force:
         raise RoadmapError(f"{destination} is not empty; give another folder, or --force to write into it.")
-    destination.mkdir(parents=True, exist_ok=True)
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RoadmapError(f"The folder {destination} cannot be made ({error.strerror}); give another folder.") from error
     copied = []
     for lesson in lessons:
         if lesson.path.parent.parent == root:

@@ -12,8 +12,8 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
@@ -52,6 +52,8 @@ class Record:
         machine: GPU, or CPU and cores.
         versions: Of Python, torch and transformers.
         date: The day (UTC) it was measured.
+        cpu_seconds: User and system time of the kernel and its children, imports included; None in older records.
+        tolerances: By how much a figure may move between two runs, relative to its size; 0.05 where nothing is said.
     """
 
     lesson: str
@@ -68,6 +70,8 @@ class Record:
     machine: str
     versions: dict[str, str]
     date: str
+    cpu_seconds: float | None = None
+    tolerances: dict[str, float] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -96,6 +100,7 @@ def report(
     baseline_name: str = "majority class",
     higher_is_better: bool = True,
     seconds: float | None = None,
+    tolerances: Mapping[str, float] | None = None,
     **figures: float,
 ) -> None:
     """Record a lesson's result and print it beside its baseline: the last cell of every lesson.
@@ -108,6 +113,8 @@ def report(
         baseline_name: What the baseline does.
         higher_is_better: Whether beating means being above; say False for a loss or a perplexity.
         seconds: Wall-clock seconds; by default those since this kernel was started, imports included.
+        tolerances: For figures that move by more than 5 % between two runs of the same lesson on different machines: the
+            allowed relative difference, by name.
         **figures: The metric that is compared with the baseline, then any further figures.
 
     Raises:
@@ -128,6 +135,8 @@ def report(
             tail = "" if higher_is_better else " (lower is better here)"
             raise RoadmapError(f"{says}; a result that does not is not reported{tail}.")
         print(f"Note: {says}.")  # in a copied lesson the data is the reader's, and so is the verdict
+    if unknown := set(tolerances or {}) - {metric, "baseline", *clean}:
+        raise RoadmapError(f"There is no figure {', '.join(sorted(unknown))} to have a tolerance; there are {', '.join(clean)}.")
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     record = Record(
         lesson=lesson,
@@ -144,6 +153,8 @@ def report(
         machine=hardware.machine(),
         versions={"python": platform.python_version(), "torch": _version("torch"), "transformers": _version("transformers")},
         date=datetime.now(UTC).date().isoformat(),
+        cpu_seconds=round(sum(os.times()[:4]), 1),
+        tolerances={name: _finite(f"the tolerance of {name}", value) for name, value in (tolerances or {}).items()},
     )
     _write(record, results_folder())
     print(_table(record))
@@ -227,7 +238,7 @@ def markdown(records: Sequence[Record], names: Iterable[str] = ()) -> str:
     every = sorted({*names, *(record.lesson for record in records)})
     for chapter, group in groupby(every, key=lambda name: name.partition("/")[0]):
         lines += ["", f"## {chapter}", ""]
-        lines += ["| lesson | scale | metric | value | baseline | further figures | seconds | peak MB | setup |"]
+        lines += ["| lesson | scale | metric | value | baseline | further figures | CPU seconds | peak MB | setup |"]
         lines += ["|---|---|---|---:|---|---|---:|---:|---:|"]
         for name in group:
             for size in SCALES:
@@ -242,10 +253,12 @@ def markdown(records: Sequence[Record], names: Iterable[str] = ()) -> str:
 def compare(old: Sequence[Record], new: Sequence[Record], tolerance: float = 0.05) -> list[Move]:
     """Which figures of the new runs are not those of the old ones; lessons only one side has are passed over.
 
+    Figures that are printed alike are alike.
+
     Args:
         old: The ledger of record.
         new: The last runs.
-        tolerance: Allowed difference, relative to the larger of the two magnitudes.
+        tolerance: Allowed difference, relative to the larger of the two magnitudes, of figures without one of their own.
 
     Raises:
         RoadmapError: If the tolerance is negative or not a number.
@@ -258,7 +271,8 @@ def compare(old: Sequence[Record], new: Sequence[Record], tolerance: float = 0.0
         was = before.get((record.lesson, record.scale), record.figures)
         for figure in {**was, **record.figures}:
             a, b = was.get(figure), record.figures.get(figure)
-            if a is None or b is None or abs(a - b) > tolerance * max(abs(a), abs(b)):
+            own = record.tolerances.get("baseline" if figure.startswith("baseline (") else figure, tolerance)
+            if _number(a) != _number(b) and (a is None or b is None or abs(a - b) > own * max(abs(a), abs(b))):
                 moves.append(Move(record.lesson, record.scale, figure, a, b))
     return moves
 
@@ -318,8 +332,9 @@ def _row(name: str, size: str, record: Record | None, setups: dict[str, int]) ->
         return f"| {link} | {size} | not measured yet | | | | | | |"
     setup = ", ".join([record.machine, *(f"{package} {number}" for package, number in record.versions.items())])
     number = setups.setdefault(setup, len(setups) + 1)
+    cpu = f"{record.cpu_seconds:,.0f}" if record.cpu_seconds is not None else "not measured yet"
     metric = _words(record.metric) + ("" if record.higher_is_better else " (lower is better)")
     further = ", ".join(f"{_words(key)} {_number(value)}" for key, value in record.more.items())
     memory = f"{record.peak_mb:,.0f}" + (f" + {record.gpu_mb:,.0f} GPU" if record.gpu_mb is not None else "")
     figures = f"**{_number(record.value)}** | {_words(record.baseline_name)} {_number(record.baseline)}"
-    return f"| {link} | {size} | {metric} | {figures} | {further} | {record.seconds:,.0f} | {memory} | {number} |"
+    return f"| {link} | {size} | {metric} | {figures} | {further} | {cpu} | {memory} | {number} |"

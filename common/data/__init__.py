@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.data import faq, headlines, images, instructions, names, pairs, reading, texts
 from common.data.cards import Card
@@ -23,7 +23,7 @@ from common.data.splits import SPLITS, HeldOut, normalise
 from common.errors import RoadmapError, unknown
 from common.packages import ARCHIVES
 from common.paths import home
-from common.scale import scale
+from common.scale import cap, scale
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -69,7 +69,15 @@ def load_data(name: str | Path, **columns: str) -> DatasetDict:
         raise unknown("data set", str(name), DATA, "python -m common data, or give the path of a .csv, .json or .parquet file")
     if columns:
         raise RoadmapError(f"{name!r} has fixed columns; naming columns is only for a file of your own.")
-    return _tiny(str(name)) if scale() == "tiny" else _full(str(name))
+    return _capped(_tiny(str(name)) if scale() == "tiny" else _full(str(name)))
+
+
+def _capped(splits: DatasetDict) -> DatasetDict:
+    """At most as many rows of each split as a rehearsal allows."""
+    if (most := cap("rows")) is not None:
+        for split, rows in splits.items():
+            splits[split] = rows.select(range(min(most, len(rows))))
+    return splits
 
 
 def _tiny(name: str) -> DatasetDict:
@@ -118,13 +126,16 @@ def _full(name: str) -> DatasetDict:
     splits = {}
     for split in raw:
         rows = raw[split]
-        if card.convert:
-            rows = rows.map(card.convert, remove_columns=rows.column_names, features=features)
-        else:
-            rows = rows.rename_columns({k: v for k, v in card.full_columns.items() if k != v}).select_columns(list(features))
-        if "label" in features:
-            rows = rows.filter(lambda label: label >= 0, input_columns="label")  # hidden test labels are stored as -1
-        splits[str(split)] = rows
+        try:
+            splits[str(split)] = _declared(rows, card, features)
+        except RoadmapError:
+            raise
+        except Exception as error:  # a column that is missing or holds something else, whatever the library calls it
+            raise RoadmapError(
+                f"The {split} split of {repo} does not have the columns that {name!r} expects: found {rows.features}, "
+                f"which cannot become {features} ({str(error).splitlines()[0][:120]}); give the revision that has them, "
+                "or use ROADMAP_SCALE=tiny."
+            ) from error
     splits = {s: rows for s, rows in splits.items() if len(rows)}
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
@@ -135,4 +146,12 @@ def _full(name: str) -> DatasetDict:
     return DatasetDict({s: splits[s] for s in SPLITS})
 
 
-# ------------------------------------------------------------------------------------------------ a file of one's own
+def _declared(rows: Any, card: Card, features: Any) -> Any:
+    """Rows of the Hub under the declared names and types; rows whose label is hidden (-1) are left out."""
+    if card.convert:
+        rows = rows.map(card.convert, remove_columns=rows.column_names, features=features)
+    else:
+        rows = rows.rename_columns({k: v for k, v in card.full_columns.items() if k != v}).select_columns(list(features))
+    if "label" in features:
+        rows = rows.filter(lambda label: label is not None and label != -1, input_columns="label")
+    return rows.cast(features)  # whole numbers get the names of their classes; what does not fit is refused
