@@ -91,97 +91,6 @@ def local(title: str, lifespan: Any = None) -> Any:
     return app
 
 
-def build(task: str, model: str | Path | None = None) -> Any:
-    """The application (FastAPI), with its model loaded.
-
-    Args:
-        task: One of :data:`TASKS`.
-        model: A folder or Hub name; None is a checkpoint of the course. For ``pairs``, a model for sequence classification
-            is taken as one tower (the score is the probability of the last class), any other encoder as two towers (the
-            cosine of the means over tokens).
-
-    Raises:
-        RoadmapError: As :func:`serve`.
-    """
-    if task not in _DEFAULTS:
-        raise unknown("task", task, TASKS)
-    batcher = Batcher()
-
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        worker = asyncio.create_task(batcher.run())
-        yield
-        worker.cancel()
-
-    app = local(f"LLM RoadMap: {task}", lifespan)
-    from fastapi import HTTPException
-    from fastapi.responses import StreamingResponse
-    from pydantic import BaseModel, Field, StringConstraints
-
-    source = str(model or checkpoint(_DEFAULTS[task]))
-    name = Path(source).name
-    batcher.compute = compute = _load(task, source)
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"task": task, "model": name, "batches": batcher.batches, "items": batcher.items}
-
-    text_type = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
-
-    class Texts(BaseModel, extra="forbid"):
-        texts: list[text_type] = Field(min_length=1, max_length=256)
-
-    class Pairs(BaseModel, extra="forbid"):
-        pairs: list[tuple[text_type, text_type]] = Field(min_length=1, max_length=256)
-
-    class Message(BaseModel, extra="forbid"):
-        role: Literal["system", "user", "assistant"]
-        content: text_type
-
-    class Chat(BaseModel, extra="forbid"):  # an option that would do nothing is refused
-        messages: list[Message] = Field(min_length=1, max_length=200)
-        max_tokens: int = Field(64, ge=1, le=1_024)
-        temperature: float = Field(0.0, ge=0.0, le=0.0, description="0 only: the most likely answer")
-        stream: bool = False
-        model: str = name
-
-    if task in ("ner", "classify"):
-
-        @app.post(f"/{task}")
-        async def texts(request: Texts) -> dict[str, Any]:
-            return {"results": await batcher.all(request.texts)}
-
-    if task == "pairs":
-
-        @app.post("/pairs")
-        async def pairs(request: Pairs) -> dict[str, Any]:
-            return {"scores": await batcher.all(request.pairs)}
-
-    if task == "chat":
-
-        @app.post("/v1/chat/completions", response_model=None)
-        async def chat(request: Chat) -> dict[str, Any] | StreamingResponse:
-            messages = [message.model_dump() for message in request.messages]
-            if request.model not in (name, source):
-                raise HTTPException(404, f"there is no model {request.model!r} here, only {name!r}")
-            if messages[-1]["role"] != "user":
-                raise HTTPException(422, "the last message must be the user's")
-            try:
-                messages = compute.recent(messages, request.max_tokens)
-            except RoadmapError as error:
-                raise HTTPException(413, str(error)) from error
-            head = {"id": f"chat-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-            if request.stream:
-                events = _events(head, compute.stream(messages, request.max_tokens), compute.ended, request.max_tokens)
-                return StreamingResponse(events, media_type="text/event-stream")
-            (said,) = await batcher.all([messages], key=request.max_tokens)
-            choice = {"index": 0, "message": {"role": "assistant", "content": said}}
-            choice["finish_reason"] = compute.ended(said, request.max_tokens)
-            return head | {"object": "chat.completion", "choices": [choice]}
-
-    return app
-
-
 class Batcher:
     """Collects what arrives at about the same time and computes it in one call, in a thread beside the event loop.
 
@@ -226,6 +135,112 @@ class Batcher:
                 for (_, future), result in zip(group, results):
                     if not future.done():  # else the client has gone
                         future.set_result(result)
+
+
+def build(task: str, model: str | Path | None = None) -> Any:
+    """The application (FastAPI), with its model loaded.
+
+    Args:
+        task: One of :data:`TASKS`.
+        model: A folder or Hub name; None is a checkpoint of the course. For ``pairs``, a model for sequence classification
+            is taken as one tower (the score is the probability of the last class), any other encoder as two towers (the
+            cosine of the means over tokens).
+
+    Raises:
+        RoadmapError: As :func:`serve`.
+    """
+    if task not in _DEFAULTS:
+        raise unknown("task", task, TASKS)
+    batcher = Batcher()
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        worker = asyncio.create_task(batcher.run())
+        yield
+        worker.cancel()
+
+    app = local(f"LLM RoadMap: {task}", lifespan)
+    source = str(model or checkpoint(_DEFAULTS[task]))
+    batcher.compute = _load(task, source)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"task": task, "model": Path(source).name, "batches": batcher.batches, "items": batcher.items}
+
+    (_add_chat if task == "chat" else _add_items)(app, batcher, task, source)
+    return app
+
+
+def _text_type() -> Any:
+    """Text of a request: not empty, and not a book."""
+    from pydantic import StringConstraints
+
+    return Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=20_000)]
+
+
+def _add_items(app: Any, batcher: Batcher, task: str, source: str) -> None:
+    """The address for texts (``/ner``, ``/classify``) or pairs of them (``/pairs``)."""
+    from pydantic import BaseModel, Field
+
+    text_type = _text_type()
+    if task == "pairs":
+
+        class Pairs(BaseModel, extra="forbid"):
+            pairs: list[tuple[text_type, text_type]] = Field(min_length=1, max_length=256)  # type: ignore[valid-type]
+
+        @app.post("/pairs")
+        async def pairs(request: Pairs) -> dict[str, Any]:
+            return {"scores": await batcher.all(request.pairs)}
+
+    else:
+
+        class Texts(BaseModel, extra="forbid"):
+            texts: list[text_type] = Field(min_length=1, max_length=256)  # type: ignore[valid-type]
+
+        @app.post(f"/{task}")
+        async def texts(request: Texts) -> dict[str, Any]:
+            return {"results": await batcher.all(request.texts)}
+
+
+def _add_chat(app: Any, batcher: Batcher, task: str, source: str) -> None:
+    """The address of OpenAI's protocol for conversations, with streaming."""
+    from fastapi import HTTPException
+    from fastapi.responses import StreamingResponse
+    from pydantic import BaseModel, Field
+
+    name, text_type = Path(source).name, _text_type()
+    compute: Any = batcher.compute
+
+    class Message(BaseModel, extra="forbid"):
+        role: Literal["system", "user", "assistant"]
+        content: text_type  # type: ignore[valid-type]
+
+    class Chat(BaseModel, extra="forbid"):  # an option that would do nothing is refused
+        messages: list[Message] = Field(min_length=1, max_length=200)
+        max_tokens: int = Field(64, ge=1, le=1_024)
+        temperature: float = Field(0.0, ge=0.0, le=0.0, description="0 only: the most likely answer")
+        stream: bool = False
+        model: str = name
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(request: Chat) -> dict[str, Any] | StreamingResponse:
+        messages = [message.model_dump() for message in request.messages]
+        if request.model not in (name, source):
+            raise HTTPException(404, f"there is no model {request.model!r} here, only {name!r}")
+        if messages[-1]["role"] != "user":
+            raise HTTPException(422, "the last message must be the user's")
+        try:
+            messages = compute.recent(messages, request.max_tokens)
+        except RoadmapError as error:
+            raise HTTPException(413, str(error)) from error
+        head = {"id": f"chat-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        if request.stream:
+            events = _events(head, compute.stream(messages, request.max_tokens), compute.ended, request.max_tokens)
+            return StreamingResponse(events, media_type="text/event-stream")
+        (said,) = await batcher.all([messages], key=request.max_tokens)
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}}
+        choice["finish_reason"] = compute.ended(said, request.max_tokens)
+        return head | {"object": "chat.completion", "choices": [choice]}
 
 
 # ------------------------------------------------------------------------------------------------ the models

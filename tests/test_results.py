@@ -178,7 +178,7 @@ def test_store_copies_what_was_run_and_keeps_the_rest(record, folder, tmp_path, 
     page = tmp_path / "RESULTS.md"
     assert store(target=tmp_path / "ledger", results_md=page) == [record]
     assert read_ledger(tmp_path / "ledger") == [kept, record]
-    assert page.read_text() == markdown([kept, record], ["01-a/02-never"])
+    assert page.read_text().startswith(markdown([kept, record], ["01-a/02-never"]))
 
 
 def test_store_refuses_nothing_and_lessons_that_are_gone(record, folder, tmp_path, monkeypatch):

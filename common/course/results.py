@@ -173,7 +173,7 @@ def read_ledger(folder: Path = LEDGER) -> list[Record]:
         RoadmapError: If a file is not a record.
     """
     records = []
-    for path in folder.glob("*/*.json"):
+    for path in folder.glob("[0-9][0-9]-*/*.json"):
         try:
             record = Record(**json.loads(path.read_text(encoding="utf-8")))
             if f"{record.lesson}.{record.scale}.json" != path.relative_to(folder).as_posix() or record.scale not in SCALES:
@@ -217,7 +217,42 @@ def store(source: Path | None = None, target: Path = LEDGER, results_md: Path = 
 
 def write_results_md(ledger: Path = LEDGER, path: Path = RESULTS_MD) -> None:
     """Rebuild RESULTS.md from a ledger, with a row for every lesson there is."""
-    path.write_text(markdown(read_ledger(ledger), [lesson.name for lesson in all_lessons()]), encoding="utf-8")
+    page = markdown(read_ledger(ledger), [lesson.name for lesson in all_lessons()])
+    path.write_text(page + gpu_table(ledger / "gpu"), encoding="utf-8")
+
+
+def gpu_table(folder: Path) -> str:
+    """What ``python -m tests.gpu`` measured, a table a card; says so where nothing has been measured.
+
+    Args:
+        folder: Holds the files that it wrote.
+
+    Raises:
+        RoadmapError: If a file there is not one of them, or was made at toy size.
+    """
+    lines = ["", "## On a GPU", ""]
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        lines.append("Not measured yet. `make gpu-bundle` makes an archive that runs where a GPU is at hand.")
+    for path in files:
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["toy"]:
+                raise ValueError("it was made at toy size, which measures nothing")
+            versions = ", ".join(f"{package} {number}" for package, number in run["versions"].items())
+            lines += [f"{run['card']}, driver {run['driver']}, CUDA {run['cuda']}, {versions}; {run['date']}", ""]
+            lines += ["| row | figure | median | spread | repeats |", "|---|---|---:|---:|---:|"]
+            for name, row in run["rows"].items():
+                for one in row["figures"]:
+                    value, spread = f"{_number(one['value'])} {one['unit']}", _number(one["spread"])
+                    lines.append(f"| {name} | {one['name']} | {value} | {spread} | {one['repeats']} |")
+                if row.get("error"):
+                    lines.append(f"| {name} | did not end well | {_words(row['error'][:80])} | | |")
+            lines += [f"| {name} | left out | {_words(reason)} | | |" for name, reason in run["left_out"].items()]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RoadmapError(f"{path} is not what `python -m tests.gpu` writes ({error}); remove it.") from error
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def markdown(records: Sequence[Record], names: Iterable[str] = ()) -> str:
