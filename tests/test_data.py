@@ -268,6 +268,34 @@ def test_full_scale_gives_the_same_columns(monkeypatch):
     )  # hidden test labels dropped
 
 
+@pytest.mark.parametrize("kind", ["numbers", "other names"])
+def test_full_scale_gives_the_declared_features_whatever_the_hub_calls_its_labels(monkeypatch, kind):
+    """TNEWS calls its topics "100" to "116"; other sets have whole numbers, which have no names at all."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    monkeypatch.setenv("ROADMAP_SCALE", "full")
+    label = Value("int64") if kind == "numbers" else ClassLabel(names=[str(100 + i) for i in range(15)])
+    features = Features({"sentence": Value("string"), "label": label})
+    rows = Dataset.from_list([{"sentence": f"标题{i}", "label": i % 15} for i in range(60)], features=features)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: DatasetDict(train=rows, validation=rows, test=rows))
+    splits = load_data("topics")
+    assert splits["train"].features == DATA["topics"].features() and splits["train"][3]["label"] == 3
+
+
+@pytest.mark.parametrize("column, value", [("label", 99), ("label", "sport"), ("title", "x")])
+def test_a_schema_that_is_not_the_declared_one_is_one_sentence(monkeypatch, column, value):
+    from datasets import Dataset, DatasetDict
+
+    monkeypatch.setenv("ROADMAP_SCALE", "full")
+    row = {"sentence": "标题", "label": 1} | {column: value}
+    if column == "title":
+        row.pop("sentence")
+    rows = Dataset.from_list([row] * 20)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: DatasetDict(train=rows, test=rows))
+    with pytest.raises(RoadmapError, match="clue/clue does not have the columns that 'topics' expects: .*SCALE=tiny"):
+        load_data("topics")
+
+
 def test_the_tags_of_the_hub_mean_the_same_here():
     row = cards.tags_from_hub({"tokens": list("李去北大"), "ner_tags": [1, 0, 3, 4]})  # there: B-PER O B-ORG I-ORG
     assert [NER_TAGS[i] for i in row["ner_tags"]] == ["B-PER", "O", "B-ORG", "I-ORG"]
@@ -320,3 +348,8 @@ def test_instructions_split_by_source():
     held_out |= {"".join(row["tokens"]) for split in ("validation", "test") for row in sources.msra()[split]}
     for row in load_data("instructions")["train"]:
         assert row["messages"][0]["content"].partition("\n")[2] not in held_out
+
+
+def test_a_rehearsal_reads_few_rows(monkeypatch):
+    monkeypatch.setenv("ROADMAP_MAX_ROWS", "7")
+    assert {split: len(rows) for split, rows in load_data("sentiment").items()} == {"train": 7, "validation": 7, "test": 7}

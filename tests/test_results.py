@@ -271,3 +271,17 @@ def test_a_tolerance_belongs_to_a_figure(folder):
 def test_compare_refuses_a_tolerance_that_is_none(record, tolerance):
     with pytest.raises(RoadmapError, match="tolerance is"):
         compare([record], [record], tolerance=tolerance)
+
+
+def test_a_finding_below_the_baseline_is_recorded_when_it_is_the_finding(folder):
+    with pytest.raises(RoadmapError, match="does not beat its baseline"):
+        report(NER, f1=0.2, baseline=0.3)
+    report(NER, f1=0.2, baseline=0.3, beats_baseline=False)
+    (made,) = read_ledger(folder)
+    assert made.value == 0.2 and "0.300 (not beaten)" in markdown([made])
+
+
+def test_a_rehearsal_reports_with_a_note(folder, monkeypatch, capsys):
+    monkeypatch.setenv("ROADMAP_MAX_STEPS", "2")
+    report(NER, f1=0.2, baseline=0.3)
+    assert "Note: f1 0.200 does not beat its baseline" in capsys.readouterr().out

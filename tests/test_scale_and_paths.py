@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from common import errors, paths
+from common.errors import RoadmapError
 from common.scale import pick, prepare_environment, progress, quiet, scale
 
 import pytest
@@ -89,3 +90,18 @@ def test_unknown_lists_what_there_is():
         str(errors.unknown("data set", "x", ["b", "a"], "help"))
         == "There is no data set named 'x'; choose one of: a, b. See: help"
     )
+
+
+def test_a_rehearsal_is_limited_and_says_so_once(monkeypatch, capsys):
+    from common import scale as module
+
+    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.delenv("ROADMAP_MAX_STEPS", raising=False)
+    assert module.cap("steps") is None and capsys.readouterr().out == ""
+    monkeypatch.setenv("ROADMAP_MAX_STEPS", "3")
+    assert module.cap("steps") == module.cap("steps") == 3
+    assert capsys.readouterr().out.count("ROADMAP_MAX_STEPS=3") == 1
+    for wrong in ("0", "-1", "many", "1.5"):
+        monkeypatch.setenv("ROADMAP_MAX_ROWS", wrong)
+        with pytest.raises(RoadmapError, match="ROADMAP_MAX_ROWS is .* whole number above 0"):
+            module.cap("rows")

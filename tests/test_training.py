@@ -274,3 +274,25 @@ def test_training_arguments(tmp_path):
     assert arguments.use_cpu is not torch.cuda.is_available()
     with pytest.raises(RoadmapError, match="evaluation_strategy"):
         training_arguments(tmp_path, evaluation_strategy="epoch")
+
+
+def test_a_rehearsal_is_short(monkeypatch, tmp_path):
+    """The limit holds for epochs and for steps, and the schedule ends with it."""
+    monkeypatch.setenv("ROADMAP_MAX_STEPS", "3")
+    for options in ({"epochs": 4}, {"max_steps": 50}):
+        steps = fit(fresh(), loader(), **options, lr=1.0, warmup=0.0).steps
+        assert len(steps) == 3 and steps[-1]["lr"] < 0.5
+    assert len(fit(fresh(), loader(), max_steps=2).steps) == 2
+    assert training_arguments(tmp_path, num_train_epochs=5).max_steps == 3
+    assert training_arguments(tmp_path, max_steps=2).max_steps == 2
+
+
+def test_several_optimisers_each_train_their_part():
+    """Both move, both follow the schedule, and a resumed run has the state of both (the decoder's recipe tests that)."""
+    model = fresh()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    parts = [list(model.embed.parameters()), [p for n, p in model.named_parameters() if "embed" not in n]]
+    both = [torch.optim.SGD(parts[0], lr=1.0), torch.optim.AdamW(parts[1], lr=0.1)]
+    fit(model, loader(), max_steps=4, optimizer=both)
+    assert all(not torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(one.param_groups[0]["lr"] == 0.0 for one in both)

@@ -148,10 +148,16 @@ def _full(name: str) -> DatasetDict:
 
 def _declared(rows: Any, card: Card, features: Any) -> Any:
     """Rows of the Hub under the declared names and types; rows whose label is hidden (-1) are left out."""
+    from datasets import ClassLabel
+
     if card.convert:
         rows = rows.map(card.convert, remove_columns=rows.column_names, features=features)
     else:
         rows = rows.rename_columns({k: v for k, v in card.full_columns.items() if k != v}).select_columns(list(features))
     if "label" in features:
         rows = rows.filter(lambda label: label is not None and label != -1, input_columns="label")
-    return rows.cast(features)  # whole numbers get the names of their classes; what does not fit is refused
+    rows = rows.cast(features)  # whole numbers get the names of their classes
+    for column, feature in features.items():
+        if isinstance(feature, ClassLabel) and len(rows) and max(rows[column][:]) >= feature.num_classes:
+            raise ValueError(f"{column!r} holds {max(rows[column][:])}, but there are {feature.num_classes} classes")
+    return rows
