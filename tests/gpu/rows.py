@@ -246,7 +246,7 @@ def rehearsal(toy: bool) -> Iterator[Figure]:
     lessons = resolve("06-evaluate") if toy else resolve("demo")
     if toy:
         lessons = [one for one in lessons if one.name.startswith("01")][:1]
-    outcomes = [rehearse(one) for one in lessons]
+    outcomes = list(rehearse(lessons))
     for outcome in outcomes:
         yield figure(outcome.lesson.name, [outcome.seconds], "s" if outcome.error is None else "s, FAILED")
     yield figure("lessons that ran", [float(sum(outcome.error is None for outcome in outcomes))], f"of {len(outcomes)}")
