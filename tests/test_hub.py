@@ -173,7 +173,7 @@ loss = model(**batch, labels=torch.tensor([0, 1]).to(DEVICE)).loss
 loss.backward()
 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 optimizer.step()
-print(loss.item(), model(**batch).logits.softmax(-1).cpu().numpy())
+print(loss.item(), model(**batch).logits.softmax(-1).detach().cpu().numpy())
 """
 
 
