@@ -168,6 +168,12 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         lines.append(f"| teacher | {teacher} |")
     if note := card.get("note"):
         lines += ["", note]
+    if probe := card.get("probe"):
+        lines += [
+            "",
+            f"Frozen, with logistic regression on its states (last and mean) of {probe['examples']:,} reviews: accuracy "
+            f"{probe['accuracy']:.3f} on test.",
+        ]
     if gain := card.get("fine_tuning"):
         lines += [
             "",

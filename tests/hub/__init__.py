@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from pathlib import Path
 
-from common.paths import home
+from common.paths import ROOT, home
 
 HERE = Path(__file__).parent
 
 
 def ready() -> Path:
-    """The folder that the server serves, built if it is not there; about a minute. Its name changes with this code."""
-    code = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))
+    """The folder that the server serves, built if it is not there; about a minute.
+
+    Its name changes with this code and with that of the data sets; older folders are removed.
+    """
+    sources = [*sorted(HERE.glob("*.py")), *sorted((ROOT / "common" / "data").rglob("*.py"))]
+    code = b"".join(path.read_bytes() for path in sources)
     folder = home() / f"hub-{hashlib.sha256(code).hexdigest()[:12]}"
     if not folder.exists():
         from tests.hub import data, models
 
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(dir=home(), prefix="hub-part-"))
         models.build(part / "models")
         data.build(part / "datasets")
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:  # another process was faster; its result is the same
+            shutil.rmtree(part, ignore_errors=True)
+        for old in home().glob("hub-*"):
+            if old != folder and not old.name.startswith("hub-part-"):
+                shutil.rmtree(old, ignore_errors=True)
     return folder

@@ -296,7 +296,7 @@ def llava(folder: Path, bpe: Tokenizer) -> None:
         folder / "tokenizer_config.json",
         settings | {"extra_special_tokens": {"image_token": "<image>"}, "image_token": "<image>"},
     )
-    side, turn = 70, own.token_to_id("<|im_end|>")
+    side, turn = 384, own.token_to_id("<|im_end|>")  # 27 x 27 = 729 patches, as many as in the real model
     text = qwen_config(own, turn)
     vision = SiglipVisionConfig(
         hidden_size=64,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-MIXING_IS_ALLOWED = ("__getitem__", "__setitem__", "copy_", "isin", "equal")  # an index may stay on the CPU
+MIXING_IS_ALLOWED = {"__getitem__", "__setitem__", "copy_"}  # an index may stay on the CPU
 MOVERS, RETURNERS = ("Tensor.to", "Tensor.cuda"), ("Tensor.cpu", "Tensor.numpy", "Tensor.tolist")
 
 
@@ -32,7 +32,7 @@ class SecondDevice(TorchFunctionMode):
         name = resolve_name(function) or getattr(function, "__name__", "")
         inputs = list(tensors([args, kwargs]))
         marks = {mark for tensor in inputs if tensor.dim() > 0 and (mark := getattr(tensor, "_moved", None)) is not None}
-        if len(marks) == 2 and not name.endswith(MIXING_IS_ALLOWED):
+        if len(marks) == 2 and name.rpartition(".")[2] not in MIXING_IS_ALLOWED:
             shapes = [(tuple(t.shape), "moved" if t._moved else "left") for t in inputs if hasattr(t, "_moved")]
             raise LeftBehind(f"Expected all tensors to be on the same device: {name} got {shapes}; move them with .to(DEVICE).")
         result = function(*args, **kwargs)
@@ -82,5 +82,13 @@ def install() -> None:
                 tensor._moved = isinstance(named[0], torch.device)  # type: ignore[attr-defined]
         return moved
 
+    from_numpy = torch.from_numpy  # not an operation that the mode sees
+
+    def left(array: Any) -> torch.Tensor:
+        made = from_numpy(array)
+        made._moved = False  # type: ignore[attr-defined]
+        return made
+
     torch.nn.Module.to = to  # type: ignore[method-assign]
+    torch.from_numpy = left
     SecondDevice().__enter__()

@@ -65,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer; also for HEAD, which gets the headers only."""
-        parts = [unquote(part) for part in urlsplit(self.path).path.split("/") if part]
+        parts = self._parts()
         try:
             if parts[:1] == ["api"]:
                 self._api(parts[1:])
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The one question that is asked this way: which of some paths exist."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         asked = json.loads(body) if body.startswith("{") else parse_qs(body)
-        parts = [unquote(part) for part in urlsplit(self.path).path.split("/") if part]
+        parts = self._parts()
         try:
             if len(parts) < 6 or parts[0] != "api" or parts[4] != "paths-info":
                 raise Missing("EntryNotFound")
@@ -90,6 +90,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, [self._entry(folder, folder / path) for path in paths if (folder / path).exists()])
         except Missing as error:
             self._send(404, {"error": str(error)}, {"X-Error-Code": str(error)})
+
+    def _parts(self) -> list[str]:
+        """The names in the path, without those that would lead out of the folder."""
+        parts = [unquote(part) for part in urlsplit(self.path).path.split("/")]
+        return [part for part in parts if part not in ("", ".", "..") and "/../" not in f"/{part}/"]
 
     def _api(self, parts: list[str]) -> None:
         """``KIND/OWNER/NAME``, alone or with ``revision/REV`` or ``tree/REV/PATH``."""
@@ -128,7 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
         content, status = path.read_bytes(), 200
         if asked := self.headers.get("Range"):
             first, _, last = asked.partition("=")[2].partition("-")
-            start, end = int(first or 0), min(int(last or len(content) - 1), len(content) - 1)
+            start = int(first) if first else max(0, len(content) - int(last))  # "-10": the last ten bytes
+            end = min(int(last), len(content) - 1) if first and last else len(content) - 1
+            if start > end:
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             content, status = content[start : end + 1], 206
         return self._send(status, content, headers)
@@ -138,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not folder.is_dir():
             raise Missing("RepoNotFound")
         if kind == "models":
+            if revision not in ("main", commit(folder)):
+                raise Missing("RevisionNotFound")
             return folder
         for candidate in folder.iterdir():
             if revision in (candidate.name.replace("~", "/"), commit(candidate)):
