@@ -132,6 +132,20 @@ def test_copy_of_a_lesson_that_is_a_folder(course, tmp_path):
     assert done.stdout.split() == ["True", str(tmp_path / "mine/assets/models/tiny-bert-zh")], done.stderr
 
 
+def test_claims_may_fail_in_a_copy_and_are_named(course, tmp_path, monkeypatch, capsys):
+    """There the data is the reader's; in the course itself a claim that does not hold is a failure."""
+    made = nbformat.read(notebook(course / "01-first/03-claims.ipynb", "x = 1", "assert x == 2", "print('went on')"), 4)
+    made.cells[1].metadata["tags"] = ["claim"]
+    nbformat.write(made, course / "01-first/03-claims.ipynb")
+    assert cli.main(["run", "03-claims"]) == 1
+    capsys.readouterr()
+    (course / "pyproject.toml").unlink()
+    assert cli.main(["run", "03-claims"]) == 0
+    assert "does not hold here: cells 1" in capsys.readouterr().out
+    executed = nbformat.read(tmp_path / "outputs/executed/01-first--03-claims.tiny.ipynb", 4)
+    assert executed.cells[1].metadata["tags"] == ["claim"] and "went on" in executed.cells[2].outputs[0].text
+
+
 def test_copy_refuses_to_harm(course, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()

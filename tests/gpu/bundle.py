@@ -14,10 +14,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from common.course.lessons import resolve
 from common.errors import RoadmapError
 from common.paths import ROOT, outputs
 
 import numpy as np
+
+from tests.rehearse import SAMPLE
 
 LIMIT = 60 * 2**20
 DATA = Path(__file__).parent / "data"
@@ -60,9 +63,7 @@ def make(folder: Path, wheels: bool = True) -> Path:
         top = Path(temporary) / "gpu-bundle"
         for name in ("common", "tests", "assets/metrics", "assets/fonts", "pyproject.toml", "constraints.txt"):
             copy(ROOT / name, top / name)
-        from common.course.lessons import resolve
-
-        for lesson in resolve("demo"):
+        for lesson in (lesson for name in SAMPLE for lesson in resolve(name)):
             source = lesson.path if lesson.path.parent.parent == ROOT else lesson.path.parent
             copy(source, top / source.relative_to(ROOT))
         (top / "README.txt").write_text(README, encoding="utf-8")

@@ -37,6 +37,9 @@ def run(options: argparse.Namespace) -> int:
     def one(lesson: Lesson) -> Run:
         done = execute(lesson, scale=size, store=options.store, tick=bar.update)
         bar.write(f"{'FAILED' if done.error else 'ok':6} {lesson.name}  {done.seconds:.0f} s", file=sys.stdout)
+        if done.claims:
+            cells = ", ".join(map(str, done.claims))
+            bar.write(f"       what the course claims of its own data does not hold here: cells {cells}", file=sys.stdout)
         if done.error:
             bar.write(f"{done.error}\n", file=sys.stderr)
         return done
