@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from common.paths import ROOT, home
 
 HERE = Path(__file__).parent
+DAY = 86_400  # seconds
 
 
 def ready() -> Path:
     """The folder that the server serves, built if it is not there; about a minute.
 
-    Its name changes with this code and with that of the data sets; older folders are removed.
+    Its name changes with this code and with that of the data sets; folders of other versions are removed after a day.
     """
     sources = [*sorted(HERE.glob("*.py")), *sorted((ROOT / "common" / "data").rglob("*.py"))]
     code = b"".join(path.read_bytes() for path in sources)
@@ -36,6 +38,6 @@ def ready() -> Path:
         except OSError:  # another process was faster; its result is the same
             shutil.rmtree(part, ignore_errors=True)
         for old in home().glob("hub-*"):
-            if old != folder and not old.name.startswith("hub-part-"):
+            if old != folder and time.time() - old.stat().st_mtime > DAY:  # a younger one may serve another checkout
                 shutil.rmtree(old, ignore_errors=True)
     return folder
