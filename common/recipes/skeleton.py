@@ -54,17 +54,16 @@ class Workshop:
         self.began, self.cpu_began = time.perf_counter(), time.process_time()
         set_seed(self.seed)
 
-    def fit(self, model: torch.nn.Module, train: DataLoader[Any], *, part: str = "", **options: Any) -> History:
+    def fit(self, model: torch.nn.Module, train: DataLoader[Any], **options: Any) -> History:
         """:func:`common.training.fit` with this run's folder, seed and number of steps; further options go to it.
 
         Args:
             model: Trained in place.
             train: Its batches.
-            part: The name of a stage, for a recipe that trains in several; each keeps checkpoints of its own.
         """
         defaults: dict[str, Any] = {"max_steps": self.steps, "schedule": "cosine", "seed": self.seed, "save_every": 500}
-        folder, label = (self.work / part, f"{self.name}, {part}") if part else (self.work, self.name)
-        return fit(model, train, **(defaults | {"folder": folder, "label": label, "resume": self.resume} | options))
+        defaults |= {"folder": self.work, "label": self.name, "resume": self.resume}
+        return fit(model, train, **(defaults | options))
 
     def facts(self, model: torch.nn.Module, history: History) -> dict[str, Any]:
         """What the card of every checkpoint says: the recipe, what was measured during the run, and what it took."""
