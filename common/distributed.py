@@ -79,9 +79,9 @@ def start(timeout: float = 600.0) -> torch.device:
 def stop() -> None:
     """Leave the process group, if there is one; the last line of a script.
 
-    Gloo's threads outlive the group where DistributedDataParallel holds on to it. One that still has a tensor in its hands
-    when Python shuts down asks for a lock that is gone, and the rank is aborted although its work is done
-    (pytorch/pytorch#179291): a moment's rest lets every thread put down what it holds.
+    Gloo's threads outlive the group where DistributedDataParallel holds on to it. A thread that still holds a tensor when
+    Python shuts down asks for a lock that is gone. The rank is then aborted although its work is done
+    (pytorch/pytorch#179291). A short sleep lets every thread release what it holds.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

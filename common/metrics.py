@@ -390,8 +390,8 @@ def bootstrap_interval(
         The lower and the upper end. Draws where the metric is undefined (NaN) are left out.
 
     Raises:
-        RoadmapError: If the lengths differ, nothing is given, n < 1, level is not between 0 and 1, ``key`` is missing or
-            not in the result, or no draw has a defined score.
+        RoadmapError: If the lengths differ, nothing is given, n < 1 or level is not between 0 and 1. Also if ``key`` is
+            missing or not in the result, or no draw has a defined score.
     """
     _check_pairs(predictions, references)
     if n < 1 or not 0 < level < 1:

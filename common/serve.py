@@ -143,8 +143,8 @@ def build(task: str, model: str | Path | None = None) -> Any:
     Args:
         task: One of :data:`TASKS`.
         model: A folder or Hub name; None is a checkpoint of the course. For ``pairs``, a model for sequence classification
-            is taken as one tower (the score is the probability of the last class), any other encoder as two towers (the
-            cosine of the means over tokens).
+            reads both texts at once, and the score is the probability of the last class. Any other encoder reads each text
+            alone, and the score is the cosine of the means over tokens.
 
     Raises:
         RoadmapError: As :func:`serve`.

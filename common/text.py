@@ -78,8 +78,8 @@ def chat_features(tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_len
         ``max_length``. The labels are not shifted; models of transformers do that.
 
     Raises:
-        RoadmapError: If there is no chat template, no answer, an answer first, no room for any answer, a cut without a known
-            end token, a slow tokenizer, or a template whose answers cannot be found.
+        RoadmapError: If the tokenizer is slow or has no chat template, or the answers cannot be found in the template's text.
+            Also for no answer, an answer that comes first, no room for any answer, or a cut without a known end token.
     """
     _require_offsets(tokenizer)
     if not tokenizer.chat_template:

@@ -2,8 +2,8 @@
 
 ``fit`` is the loop that lesson 04 of the first chapter writes by hand, with what a long run needs around it. What is
 unusual: it stores no random state. Every optimiser step seeds the generators from ``(seed, step)``, every batch from
-``(seed, epoch, place in the epoch)`` and every order from ``(seed, epoch)``, so a run resumed after a crash continues with
-the very same numbers.
+``(seed, epoch, place in the epoch)`` and every order from ``(seed, epoch)``. So a run that is resumed after a crash continues
+with the very same numbers.
 """
 
 from __future__ import annotations

@@ -305,6 +305,17 @@ def plain_language(markdown: str) -> Iterator[str]:
             yield f"a sentence of {count} words; at most {SENTENCE_WORDS}: '{start} ...'"
 
 
+def spoken(source: str) -> Iterator[tuple[int, str]]:
+    """What a module says to people: its docstrings and the sentences of its RoadmapErrors, each with its line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
+            yield getattr(node, "lineno", 1), text
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RoadmapError":
+            for said in node.args:
+                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+                yield node.lineno, "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)
+
+
 def check_language(lesson: Lesson) -> Iterator[str]:
     if not any(f"{name}" in lesson.path.as_posix() for name in PLAIN):
         return

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lint import PLAIN, ROOT, Lesson, chapter_findings, find_lessons, lint, plain_language, repeated_code
+from tests.lint import PLAIN, ROOT, Lesson, chapter_findings, find_lessons, lint, plain_language, repeated_code, spoken
 
 CHAPTERS = sorted(path for path in ROOT.glob("0*-*") if path.is_dir())
 
@@ -35,6 +35,27 @@ def test_lessons_are_found(tmp_path: Path):
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("0*-*/README.md"))], ids=str)
 def test_pages_are_in_plain_language(path: Path):
     assert list(plain_language(path.read_text(encoding="utf-8"))) == []
+
+
+def test_docstrings_and_errors_are_in_plain_language():
+    findings = [
+        f"{path.relative_to(ROOT)}:{line} {finding}"
+        for path in sorted((ROOT / "common").rglob("*.py"))
+        for line, text in spoken(path.read_text(encoding="utf-8"))
+        for finding in plain_language(text)
+    ]
+    assert not findings, "\n".join(["", *findings])
+
+
+def test_what_a_module_says_is_found():
+    source = """def f(n):
+    'Silly.'
+    raise RoadmapError(f'{n} is naughty.')
+"""
+    assert [(line, list(plain_language(text))) for line, text in spoken(source)] == [
+        (1, ["'Silly': write say what is wrong"]),
+        (3, ["'naughty': write say what is wrong"]),
+    ]
 
 
 def test_lessons_in_plain_language_exist():

@@ -37,7 +37,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoProcessor, CLIPVisionModel, LlavaForConditionalGeneration
 
 CLIP, CHAT = MODELS_DIR / "tiny-clip-emoji", MODELS_DIR / "tiny-qwen-zh-chat"
-SMALL = LlavaRecipe(read_steps=2, align_steps=2, steps=3, ask_steps=2, batch=8, named=0.25)
+SMALL = LlavaRecipe(read_steps=2, align_steps=2, steps=3, batch=8, named=0.25, described=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_labels_are_the_answers_and_their_end_tokens(built):
 
 
 def test_batches_are_padded_on_the_right(teacher, built):
-    batch = teacher.talks(0.25, 0.5)
+    batch = teacher.talks()
     ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
     assert batch["pixel_values"].shape == (8, 3, 64, 64) and ids.shape == mask.shape == labels.shape
     assert (mask[:, 0] == 1).all() and (mask[:, 1:] <= mask[:, :-1]).all()  # ones, then zeros
@@ -167,9 +167,9 @@ def test_cells_are_labelled_by_their_place(teacher):
 def test_a_blind_teacher_shows_blank_pages_with_the_same_words(teacher, built):
     blind = Teacher(built[1], 16, SMALL, blind=True)
     torch.manual_seed(0)
-    seeing = teacher.talks(0.25, 0.5)
+    seeing = teacher.talks()
     torch.manual_seed(0)
-    blank = blind.talks(0.25, 0.5)
+    blank = blind.talks()
     assert torch.equal(seeing["input_ids"], blank["input_ids"]) and torch.equal(seeing["labels"], blank["labels"])
     assert blank["pixel_values"].std(dim=(2, 3)).max() < 1e-6 < seeing["pixel_values"].std(dim=(2, 3)).min()
 
@@ -179,7 +179,7 @@ def test_a_blind_teacher_shows_blank_pages_with_the_same_words(teacher, built):
 
 def test_loss_is_the_librarys(built, teacher):
     model = built[0]
-    batch = teacher.talks(0.25, 0.5)
+    batch = teacher.talks()
     with torch.no_grad():
         ours, theirs = Answering(model)(**batch).loss, model(**batch).loss
     assert abs(ours - theirs) < 1e-4
@@ -250,8 +250,7 @@ def test_the_recipe_runs_and_what_it_writes_can_be_loaded(monkeypatch, tmp_path)
     monkeypatch.setattr(llava, "LlavaRecipe", lambda: SMALL)
     folder = make(llava.NAME, out=tmp_path / llava.NAME, steps=2)
     card = json.loads((folder / "card.json").read_text())
-    rounds = 2 * (1 + SMALL.ask_rounds)  # scenes, then questions
-    assert card["recipe"]["steps"] == rounds and set(card["held_out"]) == set(card["blind"]) and "what_openmoji" in card["blind"]
+    assert card["recipe"]["steps"] == 2 and set(card["held_out"]) == set(card["blind"]) and "what_openmoji" in card["blind"]
     assert "blind twin" in (folder / "README.md").read_text() and not list(tmp_path.glob(".*-run"))
     with pytest.raises(RoadmapError, match="--force to replace"):
         make(llava.NAME, out=folder)

@@ -120,8 +120,8 @@ def report(
         **figures: The metric that is compared with the baseline, then any further figures.
 
     Raises:
-        RoadmapError: If there is no figure, one is not a finite number, the first does not beat the baseline although it
-            should, or the lesson's name is not of the form ``NN-chapter/NN-lesson``. Nothing is recorded then. (In a folder
+        RoadmapError: If there is no figure, one is not a finite number, or the first does not beat the baseline although it
+            should. Also if the lesson's name is not ``NN-chapter/NN-lesson``. Nothing is recorded then. (In a folder
             made by ``python -m common copy``, and in a rehearsal, a result below its baseline is recorded with a note.)
     """
     if not _LESSON.fullmatch(lesson):

@@ -1,9 +1,9 @@
 """``load_data(name)``: real data with declared columns and splits that do not leak, the same at both scales.
 
 At tiny scale the records come out of package archives (:mod:`common.packages`), are cleaned here, and are cached as
-Arrow files. Every *source* is divided once, by the group that would leak (a review with its near-copies, a law with
-its amendments, a newspaper article, a stretch of neighbouring sentences), and every task built from it inherits that
-division. So a text that any task holds out is in no other task's training split, nor in the pre-training corpus.
+Arrow files. Every *source* is divided once, and every task built from it inherits that division. It is divided by the
+group that would leak: a review with its near-copies, a law with its amendments, a newspaper article, a stretch of
+neighbouring sentences. So a text that any task holds out is in no other task's training split, nor in the pre-training corpus.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reading comprehension: a page, a question, and the place in the page where the answer stands.
 
 The questions are from templates; pages and answers are real. A page is the text with the answer beside another text of
-the same source, so that it is longer than what a small model reads at once and the answer may stand anywhere in it.
+the same source. So it is longer than what a small model reads at once, and the answer may stand anywhere in it.
 Both texts of a page come from one split, and training pages share no long run of characters with held-out ones.
 """
 

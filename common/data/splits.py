@@ -50,8 +50,9 @@ def shuffled(splits: Splits) -> Splits:
 class HeldOut:
     """Finds training text that repeats held-out text.
 
-    A text touches the held-out set if it contains a whole held-out text of at least 8 characters, or one of the
-    20-character pieces that longer ones are cut into, spaces and punctuation aside. So no run of 39 characters is shared.
+    A text touches the held-out set if it contains a whole held-out text of at least 8 characters. Longer ones are cut into
+    pieces of 20 characters, and one piece is enough. Spaces and punctuation do not count. So no run of 39 characters is
+    shared.
     """
 
     PIECE, SHORTEST = 20, 8

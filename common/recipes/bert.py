@@ -3,8 +3,8 @@
 What is unusual: characters are tokens (Chinese named entities and answers begin and end anywhere); the encoder is
 ModernBERT, because at this size classic BERT stays at the unigram plateau for hours; and it learns from two sources at
 once. Hidden words alone teach what stands beside what: a linear probe on such vectors finds no more about a review than in
-random weights. So every token is also drawn to the inner states of a real encoder (:mod:`common.recipes.teacher`) at the same
-place of the same text, of which that one has seen every character. The teacher has never seen a label of any task.
+random weights. So every token also learns to predict the inner states of a real encoder (:mod:`common.recipes.teacher`) at
+the same place of the same text. That encoder has seen every character of it. The teacher has never seen a label of any task.
 Muon in place of AdamW was tried and learned no more per second on a CPU.
 """
 
@@ -40,7 +40,7 @@ class BertRecipe:
         steps: Optimiser steps.
         batch: Pieces of text per step.
         lr: Peak learning rate of AdamW.
-        mask: Part of the tokens that are hidden from the student; the teacher has seen all of them.
+        mask: Share of the tokens that are hidden from the student; the teacher has seen all of them.
         words: Weight of the loss of hidden words (nats) beside those of the teacher's states, which begin near 1.
         inner: Weight of the teacher's states at the layers below the last, so that a model cut to its first layers is
             of use as well.
@@ -152,9 +152,9 @@ def encoder_model(tokenizer: Any) -> Any:
 class Student(torch.nn.Module):
     """The encoder, and a linear map from each of its layers to the teacher's states, which is thrown away in the end.
 
-    The loss is the sum of: hidden words (cross-entropy); the distance of the last layer's states to the teacher's (squared,
-    1 for the mean state); that of the layers below; and 1 minus the cosine of the vectors of the texts, whose differences
-    between texts are small beside those between tokens and would be lost without a loss of their own.
+    The loss is a sum of four. Hidden words (cross-entropy). The distance of the last layer's states to the teacher's
+    (squared, 1 for the mean state). That of the layers below. And 1 minus the cosine of the vectors of whole texts: texts
+    differ less than tokens do, and this would be lost without a loss of its own.
     """
 
     mean: torch.Tensor

@@ -9,8 +9,6 @@ pages, tells how much of an accuracy is knowing the questions.
 from __future__ import annotations
 
 import random
-import shutil
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,11 +19,10 @@ from common.data import load_data
 from common.data.images import ASKED_BLANK, CELLS, EMPTY, ICONS, SIZE, Scene, draw, names, questions
 from common.data.splits import bucket
 from common.errors import RoadmapError
-from common.hardware import machine, parameters
 from common.models import MODELS_DIR
-from common.recipes.skeleton import loss_curve, save, work_folder, write_card
+from common.recipes.skeleton import Workshop, loss_curve, muon_and_adamw
 from common.text import IGNORE
-from common.training import History, evaluating, fit
+from common.training import History, Precision, evaluating
 from common.vision import IMAGE, as_tensor, build_llava, features, outlines, patches_of, vary
 
 import torch
@@ -36,6 +33,7 @@ NAME = "tiny-llava-emoji"
 KINDS = ("count", "what", "where")
 COUNTED = 0.3  # how often a scene is asked about its number of icons, which is learned at once
 SOUGHT = 0.6  # how often an icon is asked for by name ("where"), which is learned last, and not by its corner ("what")
+STAGES = ("read_steps", "align_steps", "steps")
 SHORT = 6  # characters of a name that is taught
 DESCRIBE = "图中有什么？"  # what is in the picture?
 NAMING = "这是什么？"  # what is this?
@@ -47,137 +45,106 @@ class LlavaRecipe:
     """All that decides the checkpoint.
 
     Attributes:
-        read_steps: Optimiser steps before all else: the tower alone, on what is in each cell; batches four times as large.
-        read_lr: Its peak learning rate.
+        read_steps: Optimiser steps before all else: the tower alone, on what is in each cell.
+        read_lr: Their peak learning rate, of Muon and of AdamW.
         align_steps: Optimiser steps of the first stage: the projector alone, from patches to the words for what they show.
-        align_lr: Its peak learning rate.
+        align_lr: Their peak learning rate.
         steps: Optimiser steps of the second stage: projector and language model, on scenes, and some names.
-        lr: Its peak learning rate.
-        described: Part of its scenes that are described cell by cell; the others are asked about.
-        ask_steps: Optimiser steps of each round at its end with hardly any descriptions.
-        ask_lr: Their peak learning rate.
-        ask_rounds: How many such rounds; each begins at the peak again.
-        blind_part: Part of all steps that the blind twin gets; what can be guessed is learned long before.
-        batch: Conversations per step.
+        lr: Their peak learning rate, of Muon and of AdamW.
+        weight_decay: Of matrices, in every stage.
+        described: Part of the second stage's scenes that are described cell by cell; the others are asked about.
+        turns: The most questions about one scene.
+        batch: Conversations per step; scenes per step of the first stage and before it are four times as many.
         named: Part of the second stage's conversations that are about a single emoji.
         plain: Part of the pictures that are drawn as they are, without variation.
         seed: Of the projector, the order and the scenes.
+        precision: As in :func:`common.training.fit`.
     """
 
-    read_steps: int = 300
+    read_steps: int = 800
     read_lr: float = 1e-3
     align_steps: int = 400
     align_lr: float = 3e-3
-    steps: int = 600
+    steps: int = 3_000
     lr: float = 1e-3
-    described: float = 0.5
-    ask_steps: int = 600
-    ask_lr: float = 7e-4
-    ask_rounds: int = 3
-    blind_part: float = 0.25
-    batch: int = 16
+    weight_decay: float = 0.1
+    described: float = 0.25
+    turns: int = 4
+    batch: int = 32
     named: float = 0.125
     plain: float = 0.3
     seed: int = 42
+    precision: Precision = "bf16"
 
 
 def make_llava(
     folder: Path, *, recipe: LlavaRecipe | None = None, steps: int | None = None, force: bool = False, resume: bool = False
 ) -> Path:
-    """Train the checkpoint and write it with its processor; then train its blind twin, and write the card with both.
+    """Train the checkpoint and its blind twin, and write the checkpoint with its processor and a card about both.
 
     Args:
-        folder: Where it goes.
-        recipe: Instead of the shipped one.
+        folder, recipe, force, resume: As of :class:`Workshop`.
         steps: The most steps of each stage, for a trial.
-        force: Replace a checkpoint that is there.
-        resume: Continue an interrupted run.
 
     Raises:
         RoadmapError: A checkpoint in the way, or parts or pictures that cannot be had.
     """
     recipe = recipe or LlavaRecipe()
     if steps:
-        read, align = min(steps, recipe.read_steps), min(steps, recipe.align_steps)
-        recipe = replace(recipe, read_steps=read, align_steps=align, steps=steps, ask_steps=min(steps, recipe.ask_steps))
-    folder = Path(folder).resolve()
-    work = work_folder(folder, force=force, resume=resume)
-    began = time.perf_counter()
-    model, processor, seeing = teach(recipe, folder=work / "seeing", resume=resume)
-    seconds = round(time.perf_counter() - began)
-    held_out = _by_style(model, processor, load_data("scenes")["test"])
-    folder.mkdir(parents=True, exist_ok=True)
-    save(model, processor, folder)
-    count = parameters(model)
-    lengths = ("read_steps", "align_steps", "steps", "ask_steps")
-    fewer = {name: max(1, round(recipe.blind_part * getattr(recipe, name))) for name in lengths}
-    model, processor, guessing = teach(replace(recipe, **fewer), blind=True, folder=work / "blind", resume=resume)  # type: ignore[arg-type]
-    card: dict[str, Any] = {
-        "name": NAME,
-        "parameters": count,
-        "recipe": asdict(recipe) | {"base": "tiny-clip-emoji and tiny-qwen-zh-chat", "steps": len(second_stage(seeing).steps)},
-        "tokens_seen": sum(history.tokens for history in seeing.values()),
-        "held_out": held_out,
-        "held_out_kind": "held-out scenes",
-        "curve": loss_curve(second_stage(seeing).steps),
-        "earlier_curves": {name: loss_curve(seeing[name].steps) for name in ("cells", "words")},
-        "evaluations": second_stage(seeing).evaluations,
-        "blind": _by_style(model, processor, load_data("scenes")["test"], blind=True),
-        "blind_steps": len(second_stage(guessing).steps),
-        "blind_curve": loss_curve(second_stage(guessing).steps),
-        "blind_evaluations": second_stage(guessing).evaluations,
-        "seconds_of_last_run": seconds,
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "data": "fresh scenes of training icons and their names (load_data('scenes'), load_data('image_text'): training splits)",
-        "licence": "Apache-2.0 for the weights; trained on Twemoji art (CC-BY 4.0) and names of Unicode CLDR",
-        "note": (
+        recipe = replace(recipe, **{name: min(steps, getattr(recipe, name)) for name in STAGES})  # type: ignore[arg-type]
+    run = Workshop(NAME, folder, recipe, force=force, resume=resume)
+    model, processor, seeing = teach(run, recipe)
+    twin, _, guessing = teach(run, recipe, blind=True)
+    test = load_data("scenes")["test"]
+    blind = _by_style(twin, processor, test, blind=True)
+    history = seeing["scenes"]
+    return run.ship(
+        model,
+        processor,
+        history,
+        recipe=asdict(recipe) | {"base": "tiny-clip-emoji and tiny-qwen-zh-chat", "steps": len(history.steps)},
+        tokens_seen=sum(h.tokens for h in seeing.values()),
+        held_out=_by_style(model, processor, test),
+        held_out_kind="held-out scenes",
+        earlier_curves={name: loss_curve(seeing[name].steps) for name in ("cells", "words")},
+        blind=blind,
+        blind_curve=loss_curve(guessing["scenes"].steps),
+        blind_evaluations=guessing["scenes"].evaluations,
+        data="fresh scenes of training icons and their names (load_data('scenes'), load_data('image_text'): training splits)",
+        licence="Apache-2.0 for the weights; trained on Twemoji art (CC-BY 4.0) and names of Unicode CLDR",
+        note=(
             "Held-out: accuracy of whole answers on the test scenes, by kind of question, in the style of training (twemoji) and "
-            "in one never seen (openmoji). A blind twin, trained by the same recipe on blank pages, in fewer steps, reaches "
+            "in one never seen (openmoji). A blind twin, trained by the same recipe, for as many steps, on the same questions "
+            "about blank pages, reaches " + ", ".join(f"{key} {value:.3g}" for key, value in blind.items()) + "."
         ),
-    }
-    card["note"] += ", ".join(f"{key} {value:.3g}" for key, value in card["blind"].items()) + "."
-    write_card(folder, card)
-    shutil.rmtree(work, ignore_errors=True)
-    return folder
+    )
 
 
-def teach(
-    recipe: LlavaRecipe, *, blind: bool = False, folder: Path | None = None, resume: bool = False
-) -> tuple[Any, Any, dict[str, History]]:
+def teach(run: Workshop, recipe: LlavaRecipe, *, blind: bool = False) -> tuple[Any, Any, dict[str, History]]:
     """Build a model and train it: the tower on cells, the projector on words, then projector and language model on scenes.
 
     Args:
+        run: Where.
         recipe: What to do.
         blind: Show blank pages, in training and in evaluation.
-        folder: Where the state of an interrupted run goes.
-        resume: Continue from there.
 
     Returns:
         The model, its processor, and the history of each stage.
     """
     model, processor = build_llava(MODELS_DIR / "tiny-clip-emoji", MODELS_DIR / "tiny-qwen-zh-chat", seed=recipe.seed)
-    teacher, named = Teacher(processor, patches_of(model), recipe, blind=blind), recipe.named
+    teacher, who = Teacher(processor, patches_of(model), recipe, blind=blind), "blind" if blind else "seeing"
     validation = load_data("scenes")["validation"]
-    label = f"{NAME}, blind" if blind else NAME
-
-    def evaluate(_: torch.nn.Module) -> dict[str, float]:
-        return by_kind(correct(model, processor, validation, blind=blind), validation["kind"])
 
     def stage(name: str, learner: Any, batches: Any, steps: int, lr: float, **options: Any) -> History:
-        return fit(
-            learner,
-            loader(steps, batches),
-            max_steps=steps,
-            lr=lr,
-            schedule="cosine",
-            warmup=0.05,
-            folder=folder / name if folder else None,
-            save_every=300,
-            resume=resume,
-            seed=recipe.seed,
-            label=f"{label}, {name}",
-            **options,
+        matrices = [p for n, p in learner.named_parameters() if p.requires_grad and p.ndim == 2 and ".layers." in n]
+        if matrices:
+            rates = {"lr": lr, "adamw_lr": lr, "weight_decay": recipe.weight_decay}
+            options["optimizer"] = muon_and_adamw(learner, matrices, **rates)
+        else:
+            options |= {"lr": lr, "weight_decay": recipe.weight_decay}
+        where = {"folder": run.work / who / name, "label": f"{NAME}, {who}, {name}"}
+        return run.fit(
+            learner, loader(steps, batches), max_steps=steps, warmup=0.05, precision=recipe.precision, **where, **options
         )
 
     train_only(model, ["vision"])
@@ -185,24 +152,16 @@ def teach(
     train_only(model, ["projector"])
     align = stage("words", Translating(model, processor.tokenizer), teacher.cells, recipe.align_steps, recipe.align_lr)
     train_only(model, ["projector", "language"])
-    model_learns, options = Answering(model), {"evaluate": evaluate, "evaluate_every": 200}
-    talk = stage("scenes", model_learns, lambda: teacher.talks(named, recipe.described), recipe.steps, recipe.lr, **options)
-    histories = {"cells": read, "words": align, "scenes": talk}
-    for number in range(1, recipe.ask_rounds + 1):
-        name, draw_batch = f"questions {number}", lambda: teacher.talks(named, 1 / 8)
-        histories[name] = stage(name, model_learns, draw_batch, recipe.ask_steps, recipe.ask_lr, **options)
-    return model.eval(), processor, histories
-
-
-def second_stage(histories: dict[str, History]) -> History:
-    """Scenes and rounds of questions as one history, steps counted on."""
-    joined = History()
-    for name, history in histories.items():
-        if name.startswith(("scenes", "questions")):
-            before = len(joined.steps)
-            joined.steps += [{**record, "step": record["step"] + before} for record in history.steps]
-            joined.evaluations += [{**record, "step": record["step"] + before} for record in history.evaluations]
-    return joined
+    talk = stage(
+        "scenes",
+        Answering(model),
+        teacher.talks,
+        recipe.steps,
+        recipe.lr,
+        evaluate=lambda _: by_kind(correct(model, processor, validation, blind=blind), validation["kind"]),
+        evaluate_every=200,
+    )
+    return model.eval(), processor, {"cells": read, "words": align, "scenes": talk}
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -254,8 +213,8 @@ def fresh_scene(rng: random.Random) -> Scene:
     return Scene(tuple(cells), (0, icons[0]))
 
 
-def interview(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
-    """One or two questions with their answers, at most one about each cell, so that no answer gives another one away."""
+def interview(scene: Scene, rng: random.Random, turns: int = 2) -> list[tuple[str, str]]:
+    """From one to ``turns`` questions with their answers, at most one about each cell."""
     asked = []
     for cell, icon in enumerate(scene.cells):
         if icon or rng.random() < ASKED_BLANK:
@@ -264,7 +223,7 @@ def interview(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     if not asked or rng.random() < COUNTED:
         asked.append(questions(scene)[0])
     rng.shuffle(asked)
-    return [(question, answer) for _, question, answer in asked[:2]]
+    return [(question, answer) for _, question, answer in asked[:turns]]
 
 
 def description(scene: Scene) -> tuple[str, str]:
@@ -333,12 +292,14 @@ class Teacher:
         cell = (2 * row + column).flatten()
         return {"pixel_values": self.pixels(pages), "labels": there[:, cell], "cells": cell.expand(len(scenes), -1)}
 
-    def talks(self, named: float, described: float) -> dict[str, torch.Tensor]:
-        """Conversations: the first part names single emoji; of the others a part describes a scene, the rest asks about it."""
-        alone = round(named * self.recipe.batch)
+    def talks(self) -> dict[str, torch.Tensor]:
+        """Conversations: some name single emoji; of the others a part describes a scene, the rest asks about it."""
+        alone = round(self.recipe.named * self.recipe.batch)
         (scenes, pages), (more, single) = self.scenes(self.recipe.batch - alone), self.named(alone)
-        rng, told = random.Random(int(torch.randint(2**31, ()))), round(described * len(scenes))
-        about = [conversation(*([description(s)] if i < told else interview(s, rng))) for i, s in enumerate(scenes)]
+        rng, told = random.Random(int(torch.randint(2**31, ()))), round(self.recipe.described * len(scenes))
+        about = [
+            conversation(*([description(s)] if i < told else interview(s, rng, self.recipe.turns))) for i, s in enumerate(scenes)
+        ]
         rows = [features(self.processor, messages, self.patches) for messages in about + more]
         return stack(self.processor, rows, self.pixels(torch.cat([pages, single])))
 

@@ -1,7 +1,7 @@
 """How ``tiny-qwen-zh`` is made: a decoder that learns to predict the next token, and what a large encoder knows of a text.
 
-What is unusual: next tokens alone teach a model this small little about what a review means, so each step also reads some
-texts whose states at every token are drawn to those of a real encoder (:mod:`common.recipes.distillation`). And the matrices
+What is unusual: next tokens alone teach a model this small little about what a review means. So each step also reads some
+texts and predicts the states of a real encoder at every token (:mod:`common.recipes.distillation`). And the matrices
 of its layers are trained with Muon and a heavy weight decay: the same model, data and steps with AdamW end at a much higher
 perplexity, and more passes over so small a corpus only overfit.
 """
@@ -17,9 +17,9 @@ from typing import Any
 
 from common.data import load_data
 from common.recipes.distillation import WIDTH, TeacherStates, mixes, pieces, teacher_facts, teacher_states
-from common.recipes.skeleton import Workshop
+from common.recipes.skeleton import Workshop, muon_and_adamw
 from common.text import pack_blocks
-from common.training import Precision, adamw, evaluating
+from common.training import Precision, evaluating
 
 import numpy as np
 import torch
@@ -171,9 +171,9 @@ def text_batch(rows: list[dict[str, Any]], end: int, longest: int) -> dict[str, 
 class Student(torch.nn.Module):
     """The decoder, and linear maps from its states to the teacher's, which are thrown away in the end.
 
-    The loss is that of next tokens in the blocks (nats) plus, in the texts, the squared distance of the last layer's states
-    to the teacher's (1 for the mean state), the same for the middle layer, and 1 minus the cosine to the vector of the
-    text, at its last token and at its end token: at both, a causal model has read the whole text.
+    The loss is a sum of four. In the blocks: next tokens (nats). In the texts: the squared distance of the last layer's
+    states to the teacher's (1 for the mean state), and the same for the middle layer. And 1 minus the cosine to the vector
+    of the text, at its last token and at its end token. At both, a causal model has read the whole text.
     """
 
     mean: torch.Tensor
@@ -236,17 +236,9 @@ class Student(torch.nn.Module):
 
 
 def optimizers(student: Student, recipe: QwenRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for embeddings, norms, biases and the maps to the teacher.
-
-    Source:
-        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale of its updates: Liu et
-        al., "Muon is scalable for LLM training" (2025).
-    """
+    """Muon for the matrices of the layers, AdamW for embeddings, norms, biases and the maps to the teacher."""
     matrices = [p for p in student.model.model.layers.parameters() if p.ndim == 2]
-    muon = torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in student.parameters() if id(p) not in chosen]
-    return [muon, adamw(rest, lr=recipe.adamw_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))]
+    return muon_and_adamw(student, matrices, lr=recipe.lr, adamw_lr=recipe.adamw_lr, weight_decay=recipe.weight_decay)
 
 
 # ------------------------------------------------------------------------------------------------ the parts

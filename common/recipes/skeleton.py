@@ -16,7 +16,7 @@ from typing import Any
 from common.errors import RoadmapError
 from common.hardware import machine, parameters, set_seed
 from common.packages import sha256
-from common.training import History, fit
+from common.training import History, adamw, fit
 
 import torch
 from torch.utils.data import DataLoader
@@ -96,6 +96,28 @@ class Workshop:
         write_card(self.folder, facts)
         shutil.rmtree(self.work, ignore_errors=True)
         return self.folder
+
+
+def muon_and_adamw(
+    model: torch.nn.Module, matrices: list[torch.nn.Parameter], *, lr: float, adamw_lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for all else: embeddings, norms, biases, heads.
+
+    Args:
+        model: All that is trained.
+        matrices: Those of its parameters that Muon gets; each has two dimensions.
+        lr: Peak learning rate of Muon.
+        adamw_lr: Peak learning rate of AdamW.
+        weight_decay: Of matrices, for both.
+
+    Source:
+        Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the scale of its updates: Liu et
+        al., "Muon is scalable for LLM training" (2025).
+    """
+    muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    return [muon, adamw(rest, lr=adamw_lr, weight_decay=weight_decay, betas=(0.9, 0.98))]
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 
 from common.data import load_data
 from common.hardware import set_seed
-from common.recipes.skeleton import Workshop
-from common.training import evaluating
+from common.recipes.skeleton import Workshop, muon_and_adamw
+from common.training import Precision, evaluating
 
 import torch
 from torch.utils.data import DataLoader
@@ -43,20 +43,28 @@ class T5Recipe:
     Attributes:
         steps: Optimiser steps.
         batch: Pieces of text per step.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate of Muon, for the matrices of the layers.
+        adamw_lr: Peak learning rate of AdamW, for all else.
+        weight_decay: Of matrices, for both.
         spans: Part of the pieces that get span corruption.
         gaps: Part of the pieces whose principal clause is the target; the rest is repaired.
         headed: How often a piece that begins with a headline counts.
         seed: Of weights, order and noise.
+        precision: As in :func:`common.training.fit`.
+        compiled: Whether torch.compile fuses the model (it needs a C++ compiler): 1.5 times faster on a CPU.
     """
 
-    steps: int = 1_500
-    batch: int = 16
+    steps: int = 6_000
+    batch: int = 32
     lr: float = 3e-3
+    adamw_lr: float = 3e-3
+    weight_decay: float = 0.1
     spans: float = 0.2
     gaps: float = 0.5
     headed: int = 8
     seed: int = 42
+    precision: Precision = "bf16"
+    compiled: bool = True
 
 
 def make_t5(
@@ -85,12 +93,14 @@ def make_t5(
         drop_last=True,
         collate_fn=noising(tokenizer, recipe),
     )
+    learner = torch.compile(model, dynamic=True) if recipe.compiled else model
     history = run.fit(
-        model,
+        learner,
         train,
-        lr=recipe.lr,
+        optimizer=optimizers(model, recipe),
         warmup=0.05,
-        evaluate=lambda m: held_out_losses(m, tokenizer, held_out),
+        precision=recipe.precision,
+        evaluate=lambda _: held_out_losses(model, tokenizer, held_out),
         evaluate_every=300,
         save_every=100,
     )
@@ -170,8 +180,8 @@ def t5_model(tokenizer: Any) -> Any:
 def ready_to_copy(model: Any) -> Any:
     """Weights that look like those of trained models: from random ones, copying takes this size hours to find.
 
-    Cross-attention begins as a search for the token that was written last (keys and queries are the same projection), and
-    brings what it finds unchanged (values and outputs are each other's inverse). In the encoder, heads look at the next token
+    Cross-attention begins as a search for the token that was written last: keys and queries are the same projection. It
+    brings what it finds unchanged: values and outputs are each other's inverse. In the encoder, heads look at the next token
     and at the one before. So a decoder that finds the last token sees what followed it. Training may undo all of it.
 
     Source:
@@ -198,6 +208,12 @@ def ready_to_copy(model: Any) -> Any:
     return model
 
 
+def optimizers(model: Any, recipe: T5Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, norms and the biases of relative positions."""
+    matrices = [p for name, p in model.named_parameters() if ".block." in name and p.ndim == 2 and "bias" not in name]
+    return muon_and_adamw(model, matrices, lr=recipe.lr, adamw_lr=recipe.adamw_lr, weight_decay=recipe.weight_decay)
+
+
 def pieces(texts: list[str]) -> list[str]:
     """The texts, cut every ``LONGEST`` characters; what is shorter than ``SHORTEST`` is left out."""
     cut = [text[i : i + LONGEST] for text in texts for i in range(0, len(text), LONGEST)]
@@ -215,7 +231,7 @@ def corrupt_spans(ids: list[int], first: int, end: int, rng: random.Random, part
         first: Id of ``<extra_id_0>``; the further ones follow it.
         end: Id of end-of-sequence, which ends source and target.
         rng: Where the randomness comes from.
-        part: Part of the tokens that are hidden.
+        part: Share of the tokens that are hidden.
         mean: Mean length of a span.
 
     Returns:
