@@ -47,35 +47,51 @@ def outlines(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def vary(pictures: torch.Tensor, edges: torch.Tensor, small: float = 0.25, blur: int = 1) -> torch.Tensor:
-    """Other drawings of the same thing: outlined or not, other colours, size, place, tilt, and slightly out of shape.
+    """Other drawings of the same thing: other outlines, colours, size, place, tilt, and slightly out of shape.
 
     Args:
         pictures: ``(pictures, 3, height, width)``, 0 to 1 on white.
         edges: Their :func:`outlines`.
-        small: Part of them that is drawn small.
+        small: Share of them that is drawn small.
         blur: Pixels that become one before they are drawn.
 
     Returns:
         The same shape and range.
     """
-    count = len(pictures)
+    ink = _drawn_again(1 - pictures, edges)
+    if blur > 1:
+        ink = interpolate(ink, (ink.shape[2] // blur, ink.shape[3] // blur), mode="area")
+    return 1 - _moved(ink, list(pictures.shape), small)
 
-    def some(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(count, *shape)
 
-    ink = 1 - pictures
+def _some(low: float, high: float, count: int, *shape: int) -> torch.Tensor:
+    """Random numbers between two bounds, ``(count, *shape)``."""
+    return low + (high - low) * torch.rand(count, *shape)
+
+
+def _drawn_again(ink: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Other colours, some exchanged, some nearly white, and an outline that is thin, thick or absent."""
+    count = len(ink)
+    exchanged = ink.gather(1, torch.rand(count, 3).argsort(1)[:, :, None, None].expand_as(ink))
+    ink = torch.where(torch.rand(count, 1, 1, 1) < 0.3, exchanged, ink)
     grey = ink.mean(1, keepdim=True)
-    ink = ((grey + (ink - grey) * some(0.2, 1.5, 1, 1, 1)) * some(0.6, 1.3, 3, 1, 1)).clamp(0, 1)
-    ink = torch.maximum(ink, edges * some(0, 1, 1, 1, 1).round() * some(0.6, 1, 1, 1, 1))
-    ink = interpolate(ink, (ink.shape[2] // blur, ink.shape[3] // blur), mode="area") if blur > 1 else ink
-    size = torch.where(torch.rand(count) < small, some(0.4, 0.7), some(0.8, 1.1))
-    tilt, stretch, room = 0.12 * torch.randn(count), torch.exp(0.08 * torch.randn(count)), (1 - size).clamp(min=0.06)
-    x, y = some(-1, 1) * room, some(-1, 1) * room
+    ink = ((grey + (ink - grey) * _some(0.2, 1.5, count, 1, 1, 1)) * _some(0.6, 1.3, count, 3, 1, 1)).clamp(0, 1)
+    ink = torch.where(torch.rand(count, 1, 1, 1) < 0.2, ink * _some(0, 0.5, count, 1, 1, 1), ink)
+    outline = torch.where(torch.rand(count, 1, 1, 1) < 0.5, max_pool2d(edges, 3, 1, 1), edges)
+    return torch.maximum(ink, outline * _some(0, 1, count, 1, 1, 1).round() * _some(0.6, 1, count, 1, 1, 1))
+
+
+def _moved(ink: torch.Tensor, shape: list[int], small: float) -> torch.Tensor:
+    """Other size, place, tilt and proportions, and slightly bent; of the given shape."""
+    count = len(ink)
+    size = torch.where(torch.rand(count) < small, _some(0.4, 0.7, count), _some(0.8, 1.1, count))
+    tilt, stretch, room = 0.12 * torch.randn(count), torch.exp(0.12 * torch.randn(count)), (1 - size).clamp(min=0.06)
+    x, y = _some(-1, 1, count) * room, _some(-1, 1, count) * room
     wide, high = 1 / (size * stretch), stretch / size
     rows = [wide * tilt.cos(), -wide * tilt.sin(), -wide * x, high * tilt.sin(), high * tilt.cos(), -high * y]
-    grid = affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(pictures.shape), align_corners=False)
-    bend = interpolate(0.03 * torch.randn(count, 2, 4, 4), pictures.shape[2:], mode="bicubic", align_corners=False)
-    return 1 - grid_sample(ink, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+    grid = affine_grid(torch.stack(rows, 1).view(count, 2, 3), shape, align_corners=False)
+    bend = interpolate(0.045 * torch.randn(count, 2, 4, 4), shape[2:], mode="bicubic", align_corners=False)
+    return grid_sample(ink, grid + bend.permute(0, 2, 3, 1), align_corners=False)
 
 
 def embed(model: Any, processor: Any, *, images: Any = None, text: Any = None, batch: int = 256) -> torch.Tensor:

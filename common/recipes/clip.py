@@ -16,7 +16,7 @@ from typing import Any
 
 from common.data import load_data
 from common.hardware import set_seed
-from common.recipes.skeleton import Workshop
+from common.recipes.skeleton import Workshop, muon_and_adamw
 from common.vision import as_tensor, embed, outlines, vary
 
 import torch
@@ -39,8 +39,9 @@ class ClipRecipe:
     Attributes:
         steps: Optimiser steps.
         batch: Pairs per step; each is told apart from all others of its batch.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Of matrices.
+        lr: Peak learning rate of Muon, for the matrices of the layers.
+        adamw_lr: Peak learning rate of AdamW, for all else.
+        weight_decay: Of matrices, for both.
         small: Part of the pictures that are drawn small, somewhere on the page, as in scenes.
         blur: The coarsest pictures: so many pixels become one. A batch has one sharpness.
         seed: Of weights, order and variety.
@@ -48,8 +49,9 @@ class ClipRecipe:
 
     steps: int = 3_600
     batch: int = 128
-    lr: float = 1.5e-3
-    weight_decay: float = 0.1
+    lr: float = 3e-3
+    adamw_lr: float = 2e-3
+    weight_decay: float = 0.3
     small: float = 0.25
     blur: int = 4
     seed: int = 42
@@ -72,8 +74,7 @@ def make_clip(
     history = run.fit(
         _Clamped(model),
         pairs_loader(data["train"], processor.tokenizer, recipe),
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
+        optimizer=optimizers(model, recipe),
         warmup=0.03,
         evaluate=lambda _: transfer_recall(model, processor, data["train"], data["validation"]),
         evaluate_every=1_000,
@@ -145,6 +146,12 @@ def clip_model(tokenizer: Any) -> Any:
         coarse = interpolate(torch.randn(len(first), 3, 3, 3), (PATCH, PATCH), mode="bicubic", align_corners=False)
         first.copy_(coarse / coarse.std() * first.std())
     return model
+
+
+def optimizers(model: Any, recipe: ClipRecipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers of both towers, AdamW for embeddings, norms, biases, projections and temperature."""
+    matrices = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
+    return muon_and_adamw(model, matrices, lr=recipe.lr, adamw_lr=recipe.adamw_lr, weight_decay=recipe.weight_decay)
 
 
 class _Clamped(torch.nn.Module):

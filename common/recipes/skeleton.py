@@ -195,6 +195,10 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
             f"Frozen, with logistic regression on its states (last and mean) of {probe['examples']:,} reviews: accuracy "
             f"{probe['accuracy']:.3f} on test.",
         ]
+    if kinds := card.get("by_kind"):
+        lines += ["", "On the whole test split, by kind (kinds near 0 were never taught: lessons teach them):", ""]
+        lines += ["| kind | rows | exact match |", "|---|---:|---:|"]
+        lines += [f"| {kind} | {row['n']:,} | {row['exact_match']:.3f} |" for kind, row in kinds.items()]
     if gain := card.get("fine_tuning"):
         lines += [
             "",

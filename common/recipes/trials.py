@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ NAMES = Trial("ner", 3_000, epochs=4, lr=2e-3)
 REVIEWS = Trial("sentiment", None, epochs=2, lr=4e-4)
 FEW_REVIEWS = Trial("sentiment", 4_000, epochs=2, lr=1e-3)
 DECODER_REVIEWS = Trial("sentiment", 4_000, epochs=2, lr=5e-4)  # half the rate: it suits the decoder better than 1e-3
-CHATS = Trial("instructions", 16_000, epochs=1, lr=1e-3, length=256, precision="no")
+CHATS = Trial("instructions", None, epochs=2, lr=1e-3, length=256, batch=32)
 
 TRIALS = {"tiny-bert-zh": (NAMES, FEW_REVIEWS, REVIEWS), "tiny-qwen-zh": (DECODER_REVIEWS,)}
 FINE_TUNED = {
@@ -110,6 +110,7 @@ def _specialise(name: str, folder: Path, *, force: bool) -> Path:
         held_out={f"test {trial.metric}": tuned.score},
         data=f"load_data('{trial.task}'), {trial.examples or 'all'} training examples",
         licence=f"Apache-2.0 for the weights; the texts' own terms are in `python -m common data {trial.task}`",
+        **({"by_kind": tuned.by_kind} if tuned.by_kind else {}),
     )
 
 
@@ -208,12 +209,13 @@ def probe_accuracy(folder: Path, examples: int) -> float:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A fine-tuned model with its score on the test split."""
+    """A fine-tuned model with its score on the test split, and that of each kind of row where there are kinds."""
 
     model: Any
     tokenizer: Any
     history: History
     score: float
+    by_kind: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def fine_tune(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tuned:
@@ -286,7 +288,13 @@ def _chat(folder: Path, trial: Trial, *, pretrained: bool, seed: int) -> Tuned:
         seed=seed,
         label=f"chat, seed {seed}",
     )
-    return Tuned(model, tokenizer, history, exact_match(model, tokenizer, taught["test"]["messages"][:1_000]))
+    by_kind = {}
+    test = load_data("instructions")["test"]
+    for kind in sorted(set(test["kind"])):
+        rows = [messages for messages, own in zip(test["messages"], test["kind"]) if own == kind]
+        by_kind[kind] = {"n": len(rows), "exact_match": exact_match(model, tokenizer, rows)}
+    score = exact_match(model, tokenizer, taught["test"]["messages"][:1_000])
+    return Tuned(model, tokenizer, history, score, by_kind)
 
 
 def _encode_text(tokenizer: Any, row: dict[str, Any], length: int) -> dict[str, Any]:
