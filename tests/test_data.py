@@ -353,3 +353,25 @@ def test_instructions_split_by_source():
 def test_a_rehearsal_reads_few_rows(monkeypatch):
     monkeypatch.setenv("ROADMAP_MAX_ROWS", "7")
     assert {split: len(rows) for split, rows in load_data("sentiment").items()} == {"train": 7, "validation": 7, "test": 7}
+
+
+def test_extraction_lists_every_name_once_by_type():
+    tags = [NER_TAGS.index(t) for t in ("B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O", "B-PER", "I-PER", "O", "B-PER")]
+    row = instructions._listed({"tokens": list("张三在北京见张三和李"), "ner_tags": tags})
+    assert [m["role"] for m in row["messages"]] == ["user", "assistant"]
+    assert row["messages"][0]["content"].endswith("\n张三在北京见张三和李")
+    assert row["messages"][1]["content"] == "人名：张三、李；地名：北京"
+    assert instructions._listed({"tokens": ["好"], "ner_tags": [0]})["messages"][1]["content"] == instructions.NONE
+
+
+def test_extraction_stays_in_the_splits_of_ner():
+    data, ner = load_data("extraction"), load_data("ner")
+    for split, rows in data.items():
+        texts = [messages[0]["content"].split("\n", 1)[1] for messages in rows["messages"]]
+        answers = [messages[1]["content"] for messages in rows["messages"]]
+        own = {"".join(tokens) for tokens in ner[split]["tokens"]}
+        assert max(map(len, texts)) <= instructions.LISTED_LONGEST and sum(text in own for text in texts) > 0.95 * len(texts)
+        assert all(answer == instructions.NONE or "：" in answer for answer in answers)
+        for text, answer in zip(texts[:300], answers):
+            names_there = [name for part in answer.split("；") if "：" in part for name in part.split("：", 1)[1].split("、")]
+            assert all(name in text for name in names_there)
