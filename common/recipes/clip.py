@@ -20,7 +20,7 @@ from common.recipes.skeleton import Workshop, muon_and_adamw
 from common.vision import as_tensor, embed, outlines, vary
 
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, normalize
 from torch.utils.data import DataLoader
 
 NAME = "tiny-clip-emoji"
@@ -85,6 +85,7 @@ def make_clip(
         history,
         held_out=transfer_recall(model, processor, data["train"], data["test"]),
         held_out_kind="held-out pictures",
+        opponent=against_nearest_picture(model, processor, data["train"], data["test"]),
         data=(
             f"load_data('image_text'), training split, things only: {len(data['train'])} Twemoji pictures with their Chinese and "
             "English names"
@@ -197,17 +198,46 @@ def pairs_loader(rows: Any, tokenizer: Any, recipe: ClipRecipe) -> DataLoader[An
 
 def transfer_recall(model: Any, processor: Any, train: Any, held_out: Any) -> dict[str, float]:
     """Recall of the right name among all training names, for pictures of trained concepts in the other style."""
-    place = {emoji: i for i, emoji in enumerate(train["emoji"])}
-    rows = held_out.filter(lambda emoji: emoji in place, input_columns="emoji")
-    gold = torch.tensor([place[emoji] for emoji in rows["emoji"]])
+    rows, gold = _of_trained_concepts(train, held_out)
     pictures = embed(model, processor, images=rows["image"][:])
     found = {}
-    for column in ("caption_zh", "caption_en"):
-        scores = pictures @ embed(model, processor, text=train[column][:]).T
-        better = (scores > scores.gather(1, gold[:, None])).sum(1)
+    for language in ("zh", "en"):
+        scores = pictures @ embed(model, processor, text=train[f"caption_{language}"][:]).T
         for k in (1, 5):
-            found[f"recall_at_{k}_{column[-2:]}"] = float((better < k).float().mean())
+            found[f"recall_at_{k}_{language}"] = float(among_first(scores, gold, k).float().mean())
     return found
+
+
+def against_nearest_picture(model: Any, processor: Any, train: Any, held_out: Any, k: int = 5) -> dict[str, float]:
+    """The same pictures named by the training picture that is most alike, and a paired test of the two (recall@k).
+
+    Alike is the cosine of 16 x 16 pixels after their mean is taken off: it learns nothing, and both styles share it. The
+    test is McNemar's, exact: of the pictures that only one of the two gets right, how unlikely is this division?
+    """
+    from scipy.stats import binomtest
+
+    rows, gold = _of_trained_concepts(train, held_out)
+    small = [interpolate(as_tensor(part["image"][:]), (16, 16), mode="area").flatten(1) for part in (rows, train)]
+    ours, theirs = (normalize(pixels - pixels.mean(1, keepdim=True), dim=1) for pixels in small)
+    nearest = among_first(ours @ theirs.T, gold, k)
+    names = embed(model, processor, text=train["caption_zh"][:])
+    learned = among_first(embed(model, processor, images=rows["image"][:]) @ names.T, gold, k)
+    only = int((learned & ~nearest).sum()), int((nearest & ~learned).sum())
+    p = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    shares = {"clip": float(learned.float().mean()), "nearest_picture": float(nearest.float().mean())}
+    return {"pictures": len(gold), **shares, "only_clip": only[0], "only_nearest_picture": only[1], "p": float(p)}
+
+
+def among_first(scores: torch.Tensor, gold: torch.Tensor, k: int) -> torch.Tensor:
+    """Whether the right column of each row, ``(rows,)``, has one of the ``k`` highest scores ``(rows, columns)``."""
+    return (scores > scores.gather(1, gold[:, None])).sum(1) < k
+
+
+def _of_trained_concepts(train: Any, held_out: Any) -> tuple[Any, torch.Tensor]:
+    """The held-out rows whose concept is in training, and the place of each there."""
+    place = {emoji: i for i, emoji in enumerate(train["emoji"])}
+    rows = held_out.filter(lambda emoji: emoji in place, input_columns="emoji")
+    return rows, torch.tensor([place[emoji] for emoji in rows["emoji"]])
 
 
 def things(rows: Any) -> Any:

@@ -36,6 +36,7 @@ SOUGHT = 0.6  # how often an icon is asked for by name ("where"), which is learn
 STAGES = ("read_steps", "align_steps", "steps")
 SHORT = 6  # characters of a name that is taught
 DESCRIBE = "图中有什么？"  # what is in the picture?
+PLACES = "图案都在哪里？"  # where are the icons?
 NAMING = "这是什么？"  # what is this?
 PARTS = {"vision": "vision_tower", "projector": "multi_modal_projector", "language": "language_model"}
 
@@ -232,6 +233,13 @@ def description(scene: Scene) -> tuple[str, str]:
     return DESCRIBE, "".join(f"{cell}{name[icon] if icon else EMPTY}" for cell, icon in zip(CELLS, scene.cells))
 
 
+def places(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """The question for all places and its answer, icon by icon in random order, so that each place must be looked up."""
+    name = names()
+    there = [(icon, cell) for cell, icon in zip(CELLS, scene.cells) if icon]
+    return PLACES, "，".join(f"{name[icon]}在{cell}" for icon, cell in rng.sample(there, len(there)))
+
+
 class Teacher:
     """Draws batches: varied pictures of scenes and of single emoji, with conversations about them.
 
@@ -297,9 +305,10 @@ class Teacher:
         alone = round(self.recipe.named * self.recipe.batch)
         (scenes, pages), (more, single) = self.scenes(self.recipe.batch - alone), self.named(alone)
         rng, told = random.Random(int(torch.randint(2**31, ()))), round(self.recipe.described * len(scenes))
-        about = [
-            conversation(*([description(s)] if i < told else interview(s, rng, self.recipe.turns))) for i, s in enumerate(scenes)
-        ]
+        about = []
+        for i, scene in enumerate(scenes):
+            whole = description(scene) if i % 2 else places(scene, rng)
+            about.append(conversation(*([whole] if i < told else interview(scene, rng, self.recipe.turns))))
         rows = [features(self.processor, messages, self.patches) for messages in about + more]
         return stack(self.processor, rows, self.pixels(torch.cat([pages, single])))
 

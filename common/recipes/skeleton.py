@@ -166,10 +166,20 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write ``card.json`` (with the hashes of the checkpoint's files) and the README made from it."""
     card = card | {"sha256": file_hashes(folder)}
     (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sections = (_facts, _note, _opponent, _kinds, _probe, _gain)
+    lines = [line for section in sections for line in section(card)]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _facts(card: dict[str, Any]) -> list[str]:
+    """What it is, and what it took."""
     origin = f"fine-tuned from {card['recipe']['base']}" if "base" in card["recipe"] else "pre-trained from random weights"
     losses = [loss for _, loss in card["curve"]]
     falls = " → ".join(f"{losses[i]:.2f}" for i in (0, len(losses) // 4, len(losses) // 2, -1))
     held = ", ".join(f"{key} {value:.4g}" for key, value in card["held_out"].items() if key != "step")
+    seconds = f"{card['seconds_of_last_run']:,} s"
+    if "cpu_seconds_of_last_run" in card:
+        seconds += f", {card['cpu_seconds_of_last_run']:,} CPU s"
     lines = [
         f"# {card['name']}",
         "",
@@ -182,37 +192,71 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         f"| steps, tokens seen | {card['recipe']['steps']:,}, {card['tokens_seen']:,} |",
         f"| {card.get('held_out_kind', 'held-out text')} | {held} |",
         f"| training loss | {falls} nats |",
-        f"| machine | {card['machine']}, {card['threads']} thread(s), {card['seconds_of_last_run']:,} s |",
+        f"| machine | {card['machine']}, {card['threads']} thread(s), {seconds} |",
         f"| licence | {card['licence']} |",
     ]
-    if teacher := card.get("teacher"):
-        lines.append(f"| teacher | {teacher} |")
-    if note := card.get("note"):
-        lines += ["", note]
-    if probe := card.get("probe"):
+    return lines + ([f"| teacher | {card['teacher']} |"] if "teacher" in card else [])
+
+
+def _note(card: dict[str, Any]) -> list[str]:
+    return ["", card["note"]] if "note" in card else []
+
+
+def _opponent(card: dict[str, Any]) -> list[str]:
+    """A picture model beside the nearest picture, and what other seeds give."""
+    lines = []
+    if found := card.get("opponent"):
         lines += [
             "",
-            f"Frozen, with logistic regression on its states (last and mean) of {probe['examples']:,} reviews: accuracy "
-            f"{probe['accuracy']:.3f} on test.",
+            f"Recall@5 (Chinese names, {found['pictures']} pictures): {found['clip']:.3f}; the nearest training picture, "
+            f"without learning: {found['nearest_picture']:.3f} (exact McNemar test: p = {found['p']:.1g}).",
         ]
-    if kinds := card.get("by_kind"):
-        lines += ["", "On the whole test split, by kind (kinds near 0 were never taught: lessons teach them):", ""]
-        lines += ["| kind | rows | exact match |", "|---|---:|---:|"]
-        lines += [f"| {kind} | {row['n']:,} | {row['exact_match']:.3f} |" for kind, row in kinds.items()]
-    if gain := card.get("fine_tuning"):
+    if seeds := card.get("seeds"):
         lines += [
             "",
-            "## What pre-training gives",
+            "Trained anew with other seeds:",
             "",
-            f"Same recipe, {len(gain[0]['random']['values'])} seeds, mean ± standard deviation, test split. Counting: TF-IDF of "
-            "characters and logistic regression on the same texts, its settings chosen on validation.",
-            "",
-            "| task | training examples | metric | counting | random start | pre-trained |",
-            "|---|---:|---|---:|---:|---:|",
+            "| seed | recall@5 | p against the nearest picture |",
+            "|---|---:|---:|",
         ]
-        for row in gain:
-            examples = f"{row['examples']:,}" if row["examples"] else "all"
-            counting = f"{row['tfidf']:.3f}" if "tfidf" in row else ""
-            cells = [f"{row[k]['mean']:.3f} ± {row[k]['std']:.3f}" for k in ("random", "pretrained")]
-            lines.append(f"| {' | '.join([row['task'], examples, row['metric'], counting, *cells])} |")
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines += [f"| {seed} | {row['clip']:.3f} | {row['p']:.1g} |" for seed, row in seeds.items()]
+    return lines
+
+
+def _kinds(card: dict[str, Any]) -> list[str]:
+    """A chat model by kind of instruction."""
+    if not (kinds := card.get("by_kind")):
+        return []
+    lines = ["", "On the whole test split, by kind (kinds near 0 were never taught: lessons teach them):", ""]
+    lines += ["| kind | rows | exact match |", "|---|---:|---:|"]
+    return lines + [f"| {kind} | {row['n']:,} | {row['exact_match']:.3f} |" for kind, row in kinds.items()]
+
+
+def _probe(card: dict[str, Any]) -> list[str]:
+    """What a frozen model knows."""
+    if not (probe := card.get("probe")):
+        return []
+    says = f"Frozen, with logistic regression on its states (last and mean) of {probe['examples']:,} reviews: accuracy "
+    return ["", f"{says}{probe['accuracy']:.3f} on test."]
+
+
+def _gain(card: dict[str, Any]) -> list[str]:
+    """What pre-training gives, beside a random start and counting."""
+    if not (gain := card.get("fine_tuning")):
+        return []
+    lines = [
+        "",
+        "## What pre-training gives",
+        "",
+        f"Same recipe, {len(gain[0]['random']['values'])} seeds, mean ± standard deviation, test split. Counting: TF-IDF of "
+        "characters and logistic regression on the same texts, its settings chosen on validation.",
+        "",
+        "| task | training examples | metric | counting | random start | pre-trained |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for row in gain:
+        examples = f"{row['examples']:,}" if row["examples"] else "all"
+        counting = f"{row['tfidf']:.3f}" if "tfidf" in row else ""
+        cells = [f"{row[k]['mean']:.3f} ± {row[k]['std']:.3f}" for k in ("random", "pretrained")]
+        lines.append(f"| {' | '.join([row['task'], examples, row['metric'], counting, *cells])} |")
+    return lines

@@ -54,7 +54,7 @@ class T5Recipe:
         compiled: Whether torch.compile fuses the model (it needs a C++ compiler): 1.5 times faster on a CPU.
     """
 
-    steps: int = 6_000
+    steps: int = 5_000
     batch: int = 32
     lr: float = 3e-3
     adamw_lr: float = 3e-3

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from common.models import MODELS_DIR, from_scratch, read_card
 from common.recipes.bert import NAME as BERT
 from common.recipes.bert import make_bert
 from common.recipes.clip import NAME as CLIP
-from common.recipes.clip import make_clip
+from common.recipes.clip import ClipRecipe, make_clip
 from common.recipes.llava import NAME as LLAVA
 from common.recipes.llava import make_llava
 from common.recipes.qwen import NAME as QWEN
@@ -125,9 +127,13 @@ def measure(name: str, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
     Raises:
         RoadmapError: A name without trials, or a checkpoint that is missing.
     """
-    if name not in TRIALS:
-        raise unknown("checkpoint to measure", name, TRIALS)
+    if name not in (*TRIALS, CLIP):
+        raise unknown("checkpoint to measure", name, [*TRIALS, CLIP])
     card, folder = read_card(name), MODELS_DIR / name
+    if name == CLIP:
+        card["seeds"] = {str(seed): _clip_again(seed) for seed in seeds}
+        write_card(folder, card)
+        return folder
     card["probe"] = {"examples": 4_000, "accuracy": probe_accuracy(folder, 4_000)}
     card["fine_tuning"] = []
     for trial in TRIALS[name]:
@@ -140,6 +146,13 @@ def measure(name: str, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
         card["fine_tuning"].append(row)
         write_card(folder, card)
     return folder
+
+
+def _clip_again(seed: int) -> dict[str, float]:
+    """The whole recipe with another seed, and what it reaches against the nearest picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_clip(Path(folder) / CLIP, recipe=ClipRecipe(seed=seed))
+        return json.loads((made / "card.json").read_text(encoding="utf-8"))["opponent"]
 
 
 def tfidf_accuracy(trial: Trial) -> float:
