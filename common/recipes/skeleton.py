@@ -227,7 +227,8 @@ def _kinds(card: dict[str, Any]) -> list[str]:
     """A chat model by kind of instruction."""
     if not (kinds := card.get("by_kind")):
         return []
-    lines = ["", "On the whole test split, by kind (kinds near 0 were never taught: lessons teach them):", ""]
+    untaught = " and ".join(card.get("not_taught", [])) or "nothing"
+    lines = ["", f"On the whole test split, by kind (kept out of its training, for lessons to teach: {untaught}):", ""]
     lines += ["| kind | rows | exact match |", "|---|---:|---:|"]
     return lines + [f"| {kind} | {row['n']:,} | {row['exact_match']:.3f} |" for kind, row in kinds.items()]
 

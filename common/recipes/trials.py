@@ -112,7 +112,7 @@ def _specialise(name: str, folder: Path, *, force: bool) -> Path:
         held_out={f"test {trial.metric}": tuned.score},
         data=f"load_data('{trial.task}'), {trial.examples or 'all'} training examples",
         licence=f"Apache-2.0 for the weights; the texts' own terms are in `python -m common data {trial.task}`",
-        **({"by_kind": tuned.by_kind} if tuned.by_kind else {}),
+        **({"by_kind": tuned.by_kind, "not_taught": NOT_TAUGHT} if tuned.by_kind else {}),
     )
 
 
