@@ -258,7 +258,7 @@ def check_size(lesson: Lesson) -> Iterator[str]:
 
 
 # Lessons that have been brought to the rules of plain language; the others follow.
-PLAIN = ("02-NLP_tasks/05-multiple_choice",)
+PLAIN = ("02-NLP_tasks/05-multiple_choice", "02-NLP_tasks/13-chatbot")
 SENTENCE_WORDS = 30
 BANNED = {  # an image or a mannerism, and what to write
     r"\bforet(?:ell|old)s?\b": "predict",

@@ -179,6 +179,9 @@ def test_rows_of_the_hub_become_rows_here():
     assert (
         photo["image"] is picture and photo["caption_en"] == "A dog runs ." and set(photo) == set(images._image_text_features())
     )
+    assert photo["group"] == "dog"  # the first subject that the caption names
+    assert images._from_flickr({"image": picture, "caption_0": "A boy and his dog ."})["group"] == "boy"
+    assert images._from_flickr({"image": picture, "caption_0": "Boys play hotdog games ."})["group"] == ""
     turns = [{"user": "How many cubes are there?", "assistant": "3.", "source": "CLEVR"}]
     scene = images._from_cauldron({"images": [picture], "texts": turns})
     assert scene["kind"] == "count" and scene["answer"] == "3." and set(scene) == set(images._scenes_features())

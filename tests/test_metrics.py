@@ -453,3 +453,21 @@ def test_modules_refuse_scores_instead_of_labels():
     """evaluate casts 0.9 to the label 0 without a word; here it is an error with the way out."""
     with pytest.raises(RoadmapError, match="argmax"):
         m.load_metric("accuracy").compute(predictions=[0.2, 0.9], references=[0, 1])
+
+
+# ------------------------------------------------------------------------------------------------ listed names
+
+
+def test_listed_names_are_pairs_of_type_and_name():
+    assert m.listed("人名：张三、李四；地名：北京") == {("人名", "张三"), ("人名", "李四"), ("地名", "北京")}
+    assert m.listed("无") == m.listed("") == m.listed("张三") == set()
+
+
+def test_listed_f1_counts_a_name_only_under_its_type():
+    said = ["人名：张三；地名：上海", "无", "地名：北京"]
+    true = ["人名：张三、李四；地名：北京", "无", "机构名：北京"]
+    found = m.listed_f1(said, true)
+    assert found["precision"] == 1 / 3 and found["recall"] == 1 / 4 and found["f1"] == 2 / 7 and found["exact_match"] == 1 / 3
+    assert m.listed_f1(true, true)["f1"] == 1 and m.listed_f1(["无"], ["无"])["f1"] == 0  # no name, no F1
+    with pytest.raises(RoadmapError):
+        m.listed_f1(["无"], [])

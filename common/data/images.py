@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ COUNTS = ("", "一个", "两个", "三个", "四个")
 EMPTY = "空白"
 SCENES = {"train": 2_000, "validation": 200, "test": 250}
 ASKED_BLANK = 0.25  # how often the question "what" is about an empty cell, if there is one
+SUBJECTS = ("dog", "man", "woman", "boy", "girl")  # groups of photographs, by a word of the caption
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _FULLY_QUALIFIED = 2  # the status of the one recommended spelling of an emoji
 _INVISIBLE = "\ufe0f"  # asks for the coloured form; file names leave it out
@@ -213,9 +215,11 @@ def _image_text_features() -> Features:
 
 
 def _from_flickr(row: dict[str, Any]) -> dict[str, Any]:
-    """Photographs have no Chinese caption there, no group and no style."""
-    nothing = {"caption_zh": "", "group": "", "emoji": ""}
-    return {"image": row["image"], "caption_en": row["caption_0"], "style": "photo", **nothing}
+    """Photographs have no Chinese caption there; their group is the first subject that the caption names, if there is one."""
+    words = re.findall(r"[a-z]+", row["caption_0"].lower())
+    group = next((word for word in words if word in SUBJECTS), "")
+    known = {"caption_en": row["caption_0"], "group": group, "style": "photo"}
+    return {"image": row["image"], "caption_zh": "", "emoji": "", **known}
 
 
 # ------------------------------------------------------------------------------------------------ scenes
