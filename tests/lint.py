@@ -258,7 +258,15 @@ def check_size(lesson: Lesson) -> Iterator[str]:
 
 
 # Lessons that have been brought to the rules of plain language; the others follow.
-PLAIN = ("02-NLP_tasks/05-multiple_choice", "02-NLP_tasks/13-chatbot")
+PLAIN = (
+    "02-NLP_tasks/05-multiple_choice",
+    "02-NLP_tasks/11-summarization_t5",
+    "02-NLP_tasks/13-chatbot",
+    "03-PEFT/05-lora",
+    "04-Kbit_Training/04-nf4_and_qlora",
+    "06-Multimodal-LLM/01-clip_from_scratch",
+    "06-Multimodal-LLM/02-build_llava",
+)
 SENTENCE_WORDS = 30
 BANNED = {  # an image or a mannerism, and what to write
     r"\bforet(?:ell|old)s?\b": "predict",
