@@ -132,6 +132,35 @@ def test_copy_of_a_lesson_that_is_a_folder(course, tmp_path):
     assert done.stdout.split() == ["True", str(tmp_path / "mine/assets/models/tiny-bert-zh")], done.stderr
 
 
+def test_a_copy_reads_a_file_of_ones_own(course, tmp_path):
+    code = 'DATA = load_data("sentiment")  # tiny: reviews\nOTHER = load_data("ner")'
+    notebook(course / "01-first/03-reads.ipynb", "x = 1", code)
+    file = tmp_path / "my reviews.csv"
+    file.write_text("body,stars\ngood,1\n", encoding="utf-8")
+    arguments = ["copy", "03-reads", str(tmp_path / "mine"), "--data", str(file)]
+    assert cli.main([*arguments, "--column", "text=body", "--column", "label=stars"]) == 0
+    copied = json.loads((tmp_path / "mine/03-reads.ipynb").read_text(encoding="utf-8"))
+    lines = "".join(copied["cells"][-1]["source"]).splitlines()
+    said = 'file="data/my reviews.csv", text="body", label="stars"'
+    assert lines == [f'DATA = load_data("sentiment", {said})  # tiny: reviews', 'OTHER = load_data("ner")']
+    assert (tmp_path / "mine/data/my reviews.csv").read_bytes() == file.read_bytes()
+    assert "file=" not in (course / "01-first/03-reads.ipynb").read_text(encoding="utf-8")  # the course itself is as before
+
+
+def test_a_copy_with_data_that_cannot_be_read(course, tmp_path, capsys):
+    file = tmp_path / "reviews.csv"
+    file.touch()
+    for arguments, said in (
+        (["01-good", "--data", str(tmp_path / "none.csv")], "There is no file"),
+        (["01-good", "--data", str(file)], "01-first/01-good has no line DATA = load_data"),
+        (["01-good", "--column", "text=body"], "give the file with --data FILE"),
+        (["01-good", "--data", str(file), "--column", "body"], "write FIELD=NAME"),
+    ):
+        assert cli.main(["copy", arguments[0], str(tmp_path / "mine"), *arguments[1:]]) != 0
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_claims_may_fail_in_a_copy_and_are_named(course, tmp_path, monkeypatch, capsys):
     """There the data is the reader's; in the course itself a claim that does not hold is a failure."""
     made = nbformat.read(notebook(course / "01-first/03-claims.ipynb", "x = 1", "assert x == 2", "print('went on')"), 4)

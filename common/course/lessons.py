@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,12 +202,22 @@ def _write(notebook: Any, path: Path) -> None:
     part.replace(path)  # an interrupted run leaves the old notebook whole
 
 
-def copy(target: str, destination: Path, *, force: bool = False, root: Path = ROOT) -> list[Path]:
+def copy(
+    target: str,
+    destination: Path,
+    *,
+    data: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    force: bool = False,
+    root: Path = ROOT,
+) -> list[Path]:
     """Copy lessons into a folder that runs on its own: with ``common``, the assets they use and their requirements.
 
     Args:
         target: As in :func:`resolve`.
         destination: A new or empty folder.
+        data: A file or folder of one's own. It is copied too, and the lesson's line ``DATA = load_data(...)`` reads it.
+        columns: Only with ``data``: field of the task to column of the file, where their names differ.
         force: Allow a folder that holds files; those of the same name are replaced.
         root: The repository.
 
@@ -215,9 +225,12 @@ def copy(target: str, destination: Path, *, force: bool = False, root: Path = RO
         The copied notebooks.
 
     Raises:
-        RoadmapError: Unknown lesson; a destination that holds files, lies inside the repository's own folders, or is a file.
+        RoadmapError: Unknown lesson; a destination that holds files, lies inside the repository's own folders, or is a file;
+            a file of data that is missing, or a lesson that reads none.
     """
     lessons = resolve(target, root)
+    if data is not None:
+        _check_reads(lessons, data)
     destination = destination.expanduser().resolve()
     if destination.is_file():
         raise RoadmapError(f"{destination} is a file; give the name of a folder.")
@@ -236,6 +249,8 @@ def copy(target: str, destination: Path, *, force: bool = False, root: Path = RO
         else:  # a lesson that is a folder takes its scripts along
             shutil.copytree(lesson.path.parent, destination / lesson.path.parent.name, dirs_exist_ok=True, ignore=_LITTER)
             copied.append(destination / lesson.path.parent.name / lesson.path.name)
+    if data is not None:
+        _bring_data(copied, destination, data, columns or {})
     shutil.copytree(root / "common", destination / "common", dirs_exist_ok=True, ignore=_LITTER)
     for name in _assets_used(lessons):
         source, place = root / "assets" / name, destination / "assets" / name
@@ -247,6 +262,44 @@ def copy(target: str, destination: Path, *, force: bool = False, root: Path = RO
     (destination / "requirements.txt").write_text("\n".join(_requirements(root)) + "\n", encoding="utf-8")
     (destination / "README.md").write_text(_readme(lessons, copied, destination), encoding="utf-8")
     return copied
+
+
+_READS = re.compile(r"""^(\w+ = load_data\(["'][\w-]+["'])\)""", re.M)  # the line of a lesson that says what data it reads
+
+
+def _check_reads(lessons: list[Lesson], data: Path) -> None:
+    """Refuse data that is not there, and lessons without a line that reads data."""
+    if not data.expanduser().exists():
+        raise RoadmapError(f"There is no file {data}; check the path (it is read relative to {Path.cwd()}).")
+    if without := [lesson.name for lesson in lessons if not _READS.search(lesson.code)]:
+        raise RoadmapError(f"{without[0]} has no line DATA = load_data(...), so it cannot read a file; leave --data out.")
+
+
+def _bring_data(notebooks: list[Path], destination: Path, data: Path, columns: Mapping[str, str]) -> None:
+    """Put the data into the folder, and its path into the line of each notebook that reads data."""
+    source, place = data.expanduser().resolve(), destination / "data" / data.name
+    place.parent.mkdir(exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, place, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, place)
+    named = "".join(f", {column}={json.dumps(name, ensure_ascii=False)}" for column, name in columns.items())
+    for path in notebooks:
+        file = Path(os.path.relpath(place, path.parent)).as_posix()
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        _read_file(notebook, f', file="{file}"{named}')
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_file(notebook: dict[str, Any], options: str) -> None:
+    """Add options to the first line that reads data. Stored outputs go: they are of other data."""
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        cell["outputs"], cell["execution_count"] = [], None
+    first = next(cell for cell in cells if _READS.search("".join(cell["source"])))
+    line = _READS.search(code := "".join(first["source"]))
+    assert line is not None
+    first["source"] = (code[: line.end() - 1] + options + code[line.end() - 1 :]).splitlines(keepends=True)
 
 
 _LITTER = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*-run", "outputs")
