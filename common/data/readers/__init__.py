@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from common.data.readers.base import Faults, Item, Reader, Source
 from common.data.readers.classes import CLASSES, EITHER, TEXTS
 from common.data.readers.dividing import Divided, cleaned, divide, rows_of, without_leaks
+from common.data.readers.names import NAMES
 from common.data.splits import SPLITS
 from common.errors import RoadmapError, unknown
 
@@ -26,6 +27,8 @@ READERS: dict[str, Reader] = {
     "topics": CLASSES,
     "entity_types": CLASSES,
     "corpus": TEXTS,
+    "ner": NAMES,
+    "ner_daily": NAMES,
 }
 _NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
 _NAMES |= {"test": "test"}
