@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.data.readers.base import Faults, Item, Reader, Source
+from common.data.readers.chats import CHATS
 from common.data.readers.classes import CLASSES, EITHER, TEXTS
 from common.data.readers.dividing import Divided, cleaned, divide, rows_of, without_leaks
 from common.data.readers.names import NAMES
@@ -29,6 +30,7 @@ READERS: dict[str, Reader] = {
     "corpus": TEXTS,
     "ner": NAMES,
     "ner_daily": NAMES,
+    "instructions": CHATS,
 }
 _NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
 _NAMES |= {"test": "test"}
