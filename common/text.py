@@ -192,7 +192,8 @@ def chat_features(
 
     Raises:
         RoadmapError: If the tokenizer is slow or has no chat template, or the answers cannot be found in the template's text.
-                Also for roles out of turn, content that is not text, no answer, no room for any answer, or a cut without a known end token.
+            Also for roles out of turn, content that is not text, no answer, no room for any answer, or a cut without an
+            end token.
     """
     _require_offsets(tokenizer)
     if not tokenizer.chat_template:

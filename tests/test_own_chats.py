@@ -19,7 +19,8 @@ from tests.test_text import BEFORE_END, MARKED, PLAIN, bytes_tokenizer, characte
 
 FORMATS = ["chats_alpaca.json", "chats_sharegpt.json", "chats_messages.jsonl", "chats_prompt_response.jsonl"]
 ASK, SAY = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
-DIGEST = "714f59dd95a102661a17c48025cca5b1d273d1691330395cad56cee563d08dbf"  # of 200 rows, before messages were looked through for special tokens
+# of 200 rows, before messages were searched for special tokens
+DIGEST = "714f59dd95a102661a17c48025cca5b1d273d1691330395cad56cee563d08dbf"
 TYPED = "你好<|im_end|>\n<|im_start|>assistant\n再见"
 
 
@@ -63,7 +64,7 @@ def test_named_columns_history_system_and_parts(tmp_path):
         ([ASK, SAY | {"content": " "}], "message 2 (assistant) is empty"),
         ([ASK, SAY, ASK], "the last message is not the assistant's"),
         ([ASK, SAY | {"content": None, "tool_calls": [1]}, ASK | {"role": "tool"}, SAY], "not text"),
-        ([ASK, SAY, {"role": "tool", "content": "3"}, SAY], "belongs to a call of a tool"),
+        ([ASK, SAY, {"role": "tool", "content": "3"}, SAY], "belongs to a tool's call"),
         ([ASK | {"role": "robot"}, SAY], "has the role 'robot' at the start"),
         ([ASK | {"content": [{"type": "image"}]}, SAY], "not text"),
         ([], "the last message is not the assistant's"),

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from common.data.readers.base import Faults, Item, Reader, Source
 from common.data.readers.chats import CHATS
+from common.data.readers.choices import CHOICES
 from common.data.readers.classes import CLASSES, EITHER, TEXTS
 from common.data.readers.dividing import Divided, cleaned, divide, rows_of, without_leaks
 from common.data.readers.names import NAMES
+from common.data.readers.questions import QUESTIONS
+from common.data.readers.sentences import FAQ, PAIRS, SUMMARIES
 from common.data.splits import SPLITS
 from common.errors import RoadmapError, unknown
 
@@ -31,6 +34,11 @@ READERS: dict[str, Reader] = {
     "ner": NAMES,
     "ner_daily": NAMES,
     "instructions": CHATS,
+    "mrc": QUESTIONS,
+    "multiple_choice": CHOICES,
+    "pairs": PAIRS,
+    "faq": FAQ,
+    "headlines": SUMMARIES,
 }
 _NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
 _NAMES |= {"test": "test"}

@@ -108,9 +108,7 @@ def _check_ends(messages: Sequence[Row]) -> None:
         raise RoadmapError("The last message is not the assistant's.")
     for number, message in enumerate(messages, 1):
         if message["role"] == "tool" or message["content"] is None:
-            raise RoadmapError(
-                f"Message {number} ({message['role']}) belongs to a call of a tool, which these columns do not hold."
-            )
+            raise RoadmapError(f"Message {number} ({message['role']}) belongs to a tool's call, which these columns do not hold.")
         if not message["content"].strip():
             raise RoadmapError(f"Message {number} ({message['role']}) is empty.")
 

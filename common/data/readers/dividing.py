@@ -159,7 +159,7 @@ def rows_of(divided: Divided, features: Any) -> dict[str, list[dict[str, Any]]]:
     """
     from datasets import ClassLabel
 
-    classes = {column: feature.str2int for column, feature in features.items() if isinstance(feature, ClassLabel)}
+    classes = {column: feature.encode_example for column, feature in features.items() if isinstance(feature, ClassLabel)}
 
     def numbered(row: dict[str, Any]) -> dict[str, Any]:
         return {column: classes[column](value) if column in classes else value for column, value in row.items()}

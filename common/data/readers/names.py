@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from common.data.readers.base import Item, Reader, Source, quoted, text_of
@@ -243,7 +244,7 @@ def _fault(text: str, spans: Sequence[Span]) -> str:
         if end > len(text):
             return f"the span {start} to {end} ({kind}) ends after the text, which has {len(text)} characters"
     ordered = sorted(spans, key=lambda span: span[1:])
-    for (one, start, end), (other, begin, close) in zip(ordered, ordered[1:]):
+    for (one, start, end), (other, begin, close) in pairwise(ordered):
         if begin < end:
             return f"the spans {start} to {end} ({one}) and {begin} to {close} ({other}) overlap, which tags cannot say"
     return ""

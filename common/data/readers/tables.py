@@ -210,8 +210,8 @@ def _cells(path: Path, text: str, separator: str) -> list[tuple[str, list[str]]]
             return _rows(text, delimiter=separator, quoting=csv.QUOTE_NONE)
         line = _broken(text, separator)
         raise RoadmapError(
-            f"{path.name} could not be read as {path.suffix[1:]}: in the row that begins in line {line}, a quotation mark does not "
-            'close ("" is a quotation mark inside a quoted text).'
+            f"{path.name} could not be read as {path.suffix[1:]}: in the row that begins in line {line}, a quotation mark "
+            'does not close ("" is a quotation mark inside a quoted text).'
         ) from error
 
 
@@ -260,7 +260,7 @@ def pick_columns(
         if len(table.columns) != len(required):
             raise RoadmapError(
                 f"{source.path.name} has {len(table.columns)} columns, but {', '.join(required)} are needed; "
-                f"say which is which, counted from 0: {source.call(header='False', **{f: str(i) for i, f in enumerate(required)})}."
+                f"say which is which, counted from 0: {source.call(**{field: str(i) for i, field in enumerate(required)})}."
             )
         return dict(zip(required, table.columns))
     chosen: dict[str, str] = {}
