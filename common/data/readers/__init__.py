@@ -16,6 +16,7 @@ from common.data.readers.choices import CHOICES
 from common.data.readers.classes import CLASSES, EITHER, TEXTS
 from common.data.readers.dividing import Divided, cleaned, divide, rows_of, without_leaks
 from common.data.readers.names import NAMES
+from common.data.readers.pictures import CAPTIONS, SCENES
 from common.data.readers.questions import QUESTIONS
 from common.data.readers.sentences import FAQ, PAIRS, SUMMARIES
 from common.data.splits import SPLITS
@@ -39,6 +40,8 @@ READERS: dict[str, Reader] = {
     "pairs": PAIRS,
     "faq": FAQ,
     "headlines": SUMMARIES,
+    "image_text": CAPTIONS,
+    "scenes": SCENES,
 }
 _NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
 _NAMES |= {"test": "test"}
@@ -128,7 +131,7 @@ def _files(file: File) -> dict[str, Path]:
     """
     if isinstance(file, (str, Path)):
         path = Path(file)
-        inside = sorted(p for p in path.iterdir() if p.is_file() and p.stem in _NAMES) if path.is_dir() else []
+        inside = sorted(p for p in path.iterdir() if p.stem in _NAMES) if path.is_dir() else []
         if not any(p.stem == "train" for p in inside):
             return {"": path}
         file = inside
