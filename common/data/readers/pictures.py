@@ -72,7 +72,9 @@ def _rows(source: Source, fields: dict[str, tuple[str, ...]]) -> Iterator[tuple[
         for at, row in table.rows:
             yield from _turns(source, at, row, single="text" in fields)
         return
-    chosen = pick_columns(source, table, {"image": _FILES, **fields}, {name: () for name in ("caption_zh", "caption_en", "group")})
+    chosen = pick_columns(
+        source, table, {"image": _FILES, **fields}, {name: () for name in ("caption_zh", "caption_en", "group")}
+    )
     for at, row in table.rows:
         yield at, {field: row.get(column) for field, column in chosen.items()}
 
