@@ -25,7 +25,7 @@ def test_a_report_counts_rows_labels_lengths_faults_and_shows_examples(tmp_path,
         "rows       43 read, 1 with faults, 41 kept",
         "splits     train 33, validation 4, test 4; no text is in two splits",
         "labels     好 21, 坏 20",
-        "characters median 11, 95 % at most 11, longest 600",
+        "characters median 10, 95 % at most 10, longest 600",
         "(tiny-bert-zh; 1 are longer than the 512 that it reads)",
         "1 rows cannot be used.",
     ):

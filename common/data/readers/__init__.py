@@ -135,16 +135,18 @@ def _files(file: File) -> dict[str, Path]:
         if not any(p.stem == "train" for p in inside):
             return {"": path}
         file = inside
-    pairs = list(file.items()) if isinstance(file, Mapping) else [(Path(path).stem, path) for path in file]
+    pairs: list[tuple[str, str | Path]] = (
+        list(file.items()) if isinstance(file, Mapping) else [(Path(path).stem, path) for path in file]
+    )
     paths: dict[str, Path] = {}
-    for name, path in pairs:
+    for name, given in pairs:
         words = name.lower().replace("-", "_").replace(".", "_").split("_")
         split = next((_NAMES[word] for word in words if word in _NAMES), None)
         if split is None:
             raise RoadmapError(f"{name!r} names no split; name the files: file={{'train': ..., 'validation': ..., 'test': ...}}.")
         if split in paths:
-            raise RoadmapError(f"{paths[split].name} and {Path(path).name} are both the {split} split; give one file for each.")
-        paths[split] = Path(path)
+            raise RoadmapError(f"{paths[split].name} and {Path(given).name} are both the {split} split; give one file for each.")
+        paths[split] = Path(given)
     if "train" not in paths:
         raise RoadmapError(f"There is no train split among {', '.join(name for name, _ in pairs)}; give a file for it.")
     return {split: paths[split] for split in SPLITS if split in paths}

@@ -92,17 +92,19 @@ def _parts(groups: list[list[Item]], held: int) -> list[list[Item]]:
     """The rest, then ``held`` parts of a tenth of the rows each. A group that is much larger than a part stays in the rest."""
     total = sum(map(len, groups))
     size = max(1, total // _SHARE)
-    parts, left = [], groups
+    taken: set[int] = set()
+    parts = []
     for i in range(held):
         part: list[Item] = []
-        small = [group for group in left if len(group) <= 2 * size] or sorted(left, key=len)[:1]
-        for group in small:
-            if len(part) >= size or len(left) <= held - i:  # the other parts need a group each
+        free = [place for place in range(len(groups)) if place not in taken]
+        small = [place for place in free if len(groups[place]) <= 2 * size]
+        for place in small or sorted(free, key=lambda place: len(groups[place]))[:1]:
+            if len(part) >= size or len(groups) - len(taken) <= held - i:  # the other parts need a group each
                 break
-            part += group
-            left = [other for other in left if other is not group]
+            part += groups[place]
+            taken.add(place)
         parts.append(part)
-    return [[item for group in left for item in group], *parts]
+    return [[item for place, group in enumerate(groups) if place not in taken for item in group], *parts]
 
 
 def _digest(text: str) -> bytes:

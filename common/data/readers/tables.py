@@ -275,8 +275,10 @@ def pick_columns(
             raise _missing(source, table, field, field)
         if found is not None:
             chosen[field] = found
-    renamed = [f"{field} is the column {column!r}" for field, column in chosen.items() if field != column]
-    if renamed and not set(chosen) <= set(source.columns):
+    renamed = [
+        f"{field} is the column {column!r}" for field, column in chosen.items() if column != source.columns.get(field, field)
+    ]
+    if renamed:
         print(f"{source.path.name}: {', '.join(renamed)}.")
     return chosen
 
