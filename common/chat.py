@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.text import IGNORE, chat_features
+from common.text import IGNORE, chat_features, chat_prompt
 
 import torch
 from torch.utils.data import DataLoader
@@ -57,34 +57,37 @@ def answer(
         conversations: Each a list of messages; a final assistant's message is taken off.
         max_new_tokens: The most tokens of an answer.
         batch: Conversations at a time.
+
+    Raises:
+        RoadmapError: As :func:`common.text.check_conversation`.
     """
     prompts = []
     for messages in conversations:
         asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        prompts.append(tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
+        prompts.append(chat_prompt(tokenizer, asked))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][0]))  # little padding
     answers = [""] * len(prompts)
-    side, was_training = tokenizer.padding_side, model.training
-    tokenizer.padding_side = "left"
+    was_training, fill = model.training, tokenizer.pad_token_id or 0
     model.eval()
     try:
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            inputs = tokenizer(
-                [prompts[i] for i in rows],
-                padding=True,
-                return_tensors="pt",
-                add_special_tokens=False,
-                return_token_type_ids=False,
-            ).to(model.device)
+            inputs = _padded([prompts[i][1] for i in rows], fill, model.device)
             made = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
             texts = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for i, text in zip(rows, texts):
                 answers[i] = text.strip()
     finally:
-        tokenizer.padding_side = side
         model.train(was_training)
     return answers
+
+
+def _padded(rows: list[list[int]], fill: int, device: Any) -> dict[str, torch.Tensor]:
+    """Rows of token ids as tensors, padded on the left."""
+    gaps = [max(map(len, rows)) - len(row) for row in rows]
+    ids = torch.tensor([[fill] * gap + row for gap, row in zip(gaps, rows)], device=device)
+    mask = torch.tensor([[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows)], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def exact_match(model: Any, tokenizer: Any, conversations: Sequence[Messages], **options: Any) -> float:

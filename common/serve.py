@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from common.errors import RoadmapError, unknown
 from common.hardware import device
 from common.models import checkpoint
+from common.text import chat_prompt, check_conversation
 
 import torch
 
@@ -230,6 +231,10 @@ def _add_chat(app: Any, batcher: Batcher, task: str, source: str) -> None:
         if messages[-1]["role"] != "user":
             raise HTTPException(422, "the last message must be the user's")
         try:
+            check_conversation(messages)
+        except RoadmapError as error:
+            raise HTTPException(422, str(error)) from error
+        try:
             messages = compute.recent(messages, request.max_tokens)
         except RoadmapError as error:
             raise HTTPException(413, str(error)) from error
@@ -347,8 +352,7 @@ class _Chat:
         system, rest = ([m for m in messages if (m["role"] == "system") == first] for first in (True, False))
 
         def too_long() -> bool:
-            ids = self.tokenizer.apply_chat_template(system + rest, add_generation_prompt=True)["input_ids"]
-            return len(ids) + max_tokens > self.room
+            return len(chat_prompt(self.tokenizer, system + rest)[1]) + max_tokens > self.room
 
         while too_long() and len(rest) > 1:
             rest = rest[2:] if rest[1]["role"] == "assistant" and len(rest) > 2 else rest[1:]
@@ -364,14 +368,14 @@ class _Chat:
         """The answer in pieces, while it is being made."""
         from transformers import TextIteratorStreamer
 
-        inputs = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+        ids = torch.tensor([chat_prompt(self.tokenizer, messages)[1]], device=self.model.device)
         pieces = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[no-untyped-call]
         options = {"max_new_tokens": max_tokens, "do_sample": False, "pad_token_id": self.tokenizer.pad_token_id}
 
         def work() -> None:
             with self.lock:
                 try:
-                    self.model.generate(**inputs.to(self.model.device), **options, streamer=pieces)
+                    self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, streamer=pieces)
                 finally:
                     pieces.end()  # or the reader would wait for ever
 

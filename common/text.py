@@ -26,6 +26,116 @@ def _require_offsets(tokenizer: Any) -> None:
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 
+_BLANKS = r"\s*"  # what some special tokens take in before or after them
+_NEXT = {"start": "user", "user": "assistant", "assistant": "user or tool", "tool": "assistant or tool"}
+_HIDDEN = 0xF0000  # private characters, which no text has: each stands for a special token that a person wrote
+
+
+def check_conversation(messages: Sequence[Mapping[str, Any]]) -> None:
+    """See that messages can be written by a chat template: text, and roles in turn.
+
+    After an optional ``system`` message, ``user`` and ``assistant`` take turns; ``tool`` may follow an assistant's call.
+
+    Args:
+        messages: Dictionaries with ``role`` and ``content``. Only an assistant that calls tools may have no content.
+
+    Raises:
+        RoadmapError: A key is missing, content is not text, or a role comes out of turn.
+    """
+    before = "start"
+    for number, message in enumerate(messages, 1):
+        if "role" not in message or "content" not in message:
+            raise RoadmapError('Every message needs the keys "role" (system, user or assistant) and "content".')
+        role, content = message["role"], message["content"]
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            raise RoadmapError(f"The content of message {number} ({role}) is {str(content)[:30]!r}, not text; write text there.")
+        if role == "system" and number == 1:
+            continue
+        if role not in _NEXT[before].split(" or "):
+            after = f"after {before}" if before != "start" else "at the start"
+            raise RoadmapError(
+                f"Message {number} has the role {str(role)[:30]!r} {after}, where {_NEXT[before]} is expected; "
+                "join turns of one speaker, or leave the conversation out."
+            )
+        before = role
+
+
+class _Typed:
+    """Special tokens that people wrote into their messages: text, not control.
+
+    While the template is rendered, a private character stands for each of them, so that the tokens of the template can be
+    told from those in the messages. Then each stretch between the template's tokens is tokenised as plain text.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        messages: Dictionaries with ``content``.
+        control: Special tokens that do mean control in messages too, such as an image's place.
+    """
+
+    def __init__(self, tokenizer: Any, messages: Sequence[Mapping[str, Any]], control: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.special = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        said = "".join(message.get("content") or "" for message in messages)
+        found = sorted((t for t in self.special if t in said and t not in control), key=len, reverse=True)
+        free = (character for code in range(_HIDDEN, _HIDDEN + 0xFFFE) if (character := chr(code)) not in said)
+        self.names = dict(zip(free, found))
+        self.messages = [self._hide(message) for message in messages] if self.names else list(messages)
+
+    def _hide(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        for character, token in self.names.items():
+            content = content.replace(token, character) if content else content
+        return {**message, "content": content}
+
+    def reveal(self, text: str) -> str:
+        """The text as it was written."""
+        for character, token in self.names.items():
+            text = text.replace(character, token)
+        return text
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of what the template wrote, and the characters of each token in the revealed text."""
+        if not self.names:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        longest_first = sorted(self.special.values(), key=lambda token: -len(token.content))
+        pattern = "|".join(_BLANKS * t.lstrip + re.escape(t.content) + _BLANKS * t.rstrip for t in longest_first)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        start = 0
+        for part in re.split(f"({pattern})", text):
+            shown = self.reveal(part)
+            if part.strip() in self.special:
+                ids.append(self.tokenizer.convert_tokens_to_ids(part.strip()))
+                offsets.append((start, start + len(part)))
+            elif part:
+                options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+                encoded = self.tokenizer(shown, return_offsets_mapping=True, **options)
+                ids += encoded["input_ids"]
+                offsets += [(start + a, start + b) for a, b in encoded["offset_mapping"]]
+            start += len(shown)
+        return ids, offsets
+
+
+def chat_prompt(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]]:
+    """A conversation as the template writes it, up to where the assistant answers, and its token ids.
+
+    A special token in a message, such as ``<|im_end|>``, is text: it never becomes a control token.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+        messages: Dictionaries with ``role`` and ``content``, as :func:`check_conversation` accepts them.
+
+    Raises:
+        RoadmapError: As :func:`check_conversation`; or the tokenizer is slow.
+    """
+    _require_offsets(tokenizer)
+    check_conversation(messages)
+    typed = _Typed(tokenizer, messages)
+    text = tokenizer.apply_chat_template(typed.messages, tokenize=False, add_generation_prompt=True)
+    return typed.reveal(text), typed.encode(text)[0]
+
+
 def _chat_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as the template writes it, and the character span of every assistant answer in it."""
     template = tokenizer.get_chat_template()
@@ -57,13 +167,15 @@ def _chat_spans(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[
     return text, found
 
 
-def chat_features(tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, list[int]]:
+def chat_features(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_length: int, control: Sequence[str] = ()
+) -> dict[str, list[int]]:
     """Token ids of a conversation, with labels on the assistant's answers and their end tokens only.
 
     The answers are what the template marks with ``{% generation %}``; without markers, what the conversation up to an
     answer adds to the conversation before it (with the generation prompt). The special token that ends an answer is
     always labelled, text after it (ChatML's line break) never: the model must learn to stop, and nothing after that.
-    A template that writes no end token gets none.
+    A template that writes no end token gets none. A special token in a message's content is text, not control.
 
     A conversation longer than ``max_length`` is cut. If the cut falls inside an answer, its last kept token becomes the
     end token, because a model that never sees one does not stop; the question after the last kept answer is dropped.
@@ -72,6 +184,7 @@ def chat_features(tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_len
         tokenizer: A fast tokenizer with a chat template.
         messages: Dictionaries with ``role`` and ``content``; the assistant must answer at least once, not first.
         max_length: The most tokens to keep.
+        control: Special tokens that stay control tokens in messages too, such as ``<image>``.
 
     Returns:
         ``input_ids``, ``attention_mask`` (all 1), ``labels`` (-100 outside answers): lists of one length, at most
@@ -79,20 +192,22 @@ def chat_features(tokenizer: Any, messages: Sequence[Mapping[str, Any]], max_len
 
     Raises:
         RoadmapError: If the tokenizer is slow or has no chat template, or the answers cannot be found in the template's text.
-            Also for no answer, an answer that comes first, no room for any answer, or a cut without a known end token.
+            Also for roles out of turn, content that is not text, no answer, no room for any answer, or a cut without an
+            end token.
     """
     _require_offsets(tokenizer)
     if not tokenizer.chat_template:
         raise RoadmapError("This tokenizer has no chat template; set tokenizer.chat_template or load an instruct model's.")
-    if not all("role" in message for message in messages):
-        raise RoadmapError('Every message needs the keys "role" (system, user or assistant) and "content".')
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles or roles[0] == "assistant":
+    roles = [message.get("role") for message in messages]
+    if all(roles) and ("assistant" not in roles or roles[0] == "assistant"):
         raise RoadmapError("A training conversation needs a user's turn first and at least one assistant's answer.")
+    check_conversation(messages)
 
-    text, spans = _chat_spans(tokenizer, messages)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    typed = _Typed(tokenizer, messages, control)
+    text, spans = _chat_spans(tokenizer, typed.messages)
+    ids, offsets = typed.encode(text)
+    spans = [(len(typed.reveal(text[:start])), len(typed.reveal(text[:end]))) for start, end in spans] if typed.names else spans
+    text = typed.reveal(text)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
     special -= {tokenizer.unk_token_id}  # an unknown character ends nothing
     end_id = tokenizer.eos_token_id

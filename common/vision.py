@@ -170,7 +170,7 @@ def build_llava(clip: str | Path, chat: str | Path, *, seed: int = 42) -> tuple[
 def features(processor: Any, messages: Sequence[dict[str, str]], patches: int) -> dict[str, list[int]]:
     """Token ids with ``<image>`` repeated for every patch, and labels on the answers and their end tokens only."""
     first = {**messages[0], "content": messages[0]["content"].replace(IMAGE, IMAGE * patches)}
-    return chat_features(processor.tokenizer, [first, *messages[1:]], LONGEST)
+    return chat_features(processor.tokenizer, [first, *messages[1:]], LONGEST, control=(IMAGE,))
 
 
 def patches_of(model: Any) -> int:

@@ -145,7 +145,7 @@ def test_own_csv(tmp_path, capsys):
     assert {s: len(splits[s]) for s in SPLITS} == {"train": 32, "validation": 4, "test": 4}
     assert splits["train"].features["label"].names == ["坏", "好"]
     assert Counter(splits["test"]["label"]) == {0: 2, 1: 2}
-    assert "42 rows" not in capsys.readouterr().out  # the empty row is not counted as a text
+    assert "42 rows, 40 kept; left out: 1 without text, 1 repeated." in capsys.readouterr().out
     assert len(set(splits["train"]["label"][:10])) == 2  # not label after label
     again = load_data(str(path), text="review", label="stars")
     assert again["test"][:] == splits["test"][:]
@@ -178,7 +178,11 @@ def test_everything_that_can_be_wrong_with_a_file(tmp_path):
     cases = [
         (tmp_path / "none.csv", {}, "There is no file"),
         (write(tmp_path / "my.xlsx", REVIEWS), {}, "not a kind of file"),
-        (write(tmp_path / "gbk.csv", REVIEWS, "gb18030"), {"text": "review"}, "iconv -f gb18030"),
+        (
+            write(tmp_path / "big5.csv", [(f"第{i}篇評論寫得詳細，還沒讀過這樣認真的", "好") for i in range(9)], "big5"),
+            {"text": "review"},
+            "iconv -f big5",
+        ),
         (good, {}, "has no column 'text'; it has: review, stars"),
         (good, {"text": "review", "label": "rating"}, "has no column 'rating'"),
         (good, {"text": "review", "lable": "stars"}, "lable is not one of them"),

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.data import faq, headlines, images, instructions, names, pairs, reading, texts
 from common.data.cards import Card
-from common.data.files import READERS, from_file
+from common.data.readers import File, from_file
+from common.data.readers.tables import READERS as ENDINGS
 from common.data.sources import LAW_DEPARTMENTS, NER_TAGS
 from common.data.splits import SPLITS, HeldOut, normalise
 from common.errors import RoadmapError, unknown
@@ -44,27 +45,33 @@ DATA: dict[str, Card] = {
 _CODE = {path.stem: path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))}
 
 
-def load_data(name: str | Path, **columns: str) -> DatasetDict:
+def load_data(name: str | Path, file: File | None = None, **columns: str | int | bool) -> DatasetDict:
     """Load a data set by name, or your own file, as ``DatasetDict(train, validation, test)``.
 
     Args:
-        name: A registered name (``python -m common data`` lists them), or the path of a ``.csv``, ``.tsv``,
-            ``.json``, ``.jsonl`` or ``.parquet`` file of your own.
-        columns: Only for a file: which of its columns is which, such as ``text="review", label="stars"``.
-            Without them the file needs columns named ``text`` and, for classification, ``label``.
+        name: A registered name (``python -m common data`` lists them); or the path of a table of your own with texts and,
+            if it has them, classes.
+        file: Your own file in place of the registered data: it gets the same columns. One path; a folder (of pictures, or
+            with the files train, validation and test); or a path for each split: ``{"train": ..., "test": ...}``.
+            ``common/data/readers/FORMATS.md`` shows every format that is read.
+        columns: Only for a file: which of its columns is which, such as ``text="review", label="stars"``;
+            ``group="author"`` keeps rows that share something in one split. ``header=False`` if a table does not name
+            its columns. ``faults="drop"`` leaves out rows that cannot be used, which otherwise stop the loading.
 
     Returns:
-        The splits, with the same declared features at both scales. A file is cleaned of empty rows and duplicates,
-        then split 80/10/10 within each label, always in the same way.
+        The splits, with the same declared features at both scales. A file is cleaned of empty rows and duplicates, then
+        split 80/10/10 within each label, always in the same way. What is left out is counted and printed.
 
     Raises:
-        RoadmapError: Unknown name; missing file or column; empty, unreadable or wrongly encoded file; a label with
-            fewer than three examples; at tiny scale an archive that cannot be had; at full scale a Hub that cannot
-            be reached.
+        RoadmapError: Unknown name; missing file or column; empty, unreadable or wrongly encoded file; rows that cannot be
+            used; a label with fewer than three examples. At tiny scale an archive that cannot be had; at full scale a
+            Hub that cannot be reached.
     """
     path = Path(name)
-    if path.suffix.lower() in READERS or path.exists():
-        return from_file(path, columns)
+    if file is not None:
+        return from_file(str(name), file, columns)
+    if str(name) not in DATA and (path.suffix.lower() in (*ENDINGS, ".xlsx", ".xls") or path.exists()):
+        return from_file("", path, columns)
     if str(name) not in DATA:
         raise unknown("data set", str(name), DATA, "python -m common data, or give the path of a .csv, .json or .parquet file")
     if columns:

@@ -1,4 +1,4 @@
-"""``python -m common data``: the data sets: source, licence, size."""
+"""``python -m common data``: the data sets: source, licence, size; and what is in a file of one's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from common.course.cli.output import table
 from common.paths import home
 
-HELP = "the data sets: source, licence, size"
+HELP = "the data sets: source, licence, size; or what is in a file of your own"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="show one, with its splits and an example")
     parser.add_argument("--fetch", action="store_true", help="download and build what is not in the cache yet")
     parser.add_argument("--check", action="store_true", help="verify the hashes of the archives in the cache")
+    parser.add_argument("--file", nargs="+", metavar="FILE", help="your own file (or train, validation and test): what is in it")
+    parser.add_argument("--as", dest="task", metavar="TASK", help="with --file: the data set whose columns it is to have")
+    parser.add_argument("--columns", nargs="+", default=[], metavar="FIELD=COLUMN", help="with --file: which column is which")
+    parser.add_argument("--no-header", action="store_true", help="with --file: the first line is a row, not the columns' names")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,6 +27,10 @@ def run(options: argparse.Namespace) -> int:
     from common.errors import unknown
     from common.packages import ARCHIVES, archive, is_cached
 
+    if options.file:
+        from common.course.cli.own_file import report
+
+        return report(options.file, options.task, options.columns, header=not options.no_header)
     if options.name and options.name not in DATA:
         raise unknown("data set", options.name, DATA)
     names = [options.name] if options.name else list(DATA)
