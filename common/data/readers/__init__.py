@@ -35,6 +35,7 @@ READERS: dict[str, Reader] = {
     "ner": NAMES,
     "ner_daily": NAMES,
     "instructions": CHATS,
+    "extraction": CHATS,
     "mrc": QUESTIONS,
     "multiple_choice": CHOICES,
     "pairs": PAIRS,
