@@ -14,7 +14,14 @@ from common.errors import RoadmapError, unknown
 
 EXAMPLES, SHOWN = 3, 20  # rows, and labels, that are printed
 WIDTH = 200  # characters of an example
-_MODELS = {"instructions": "chat", "headlines": "t5", "image_text": "clip", "scenes": "llava", "corpus": "qwen"}  # else bert
+_MODELS = {
+    "instructions": "chat",
+    "extraction": "chat",
+    "headlines": "t5",
+    "image_text": "clip",
+    "scenes": "llava",
+    "corpus": "qwen",
+}  # else bert
 _ENDLESS = 1_000_000  # from here on, a tokenizer's limit means that there is none
 
 
