@@ -43,18 +43,20 @@ def test_a_run_that_is_stored_is_not_repeated(compare):
 
 def test_seeds_are_repeated_at_the_rate_of_the_lowest_validation_loss(compare):
     def row(method: str, lr: float, loss: float, **more: object) -> dict:
-        return {"method": method, "lr": lr, "seed": 0, "old_rows": 0.0, "loss": loss, **more}
+        return {"method": method, "lr": lr, "seed": 0, "old_rows": 0.0, "steps": compare.SHORT, "loss": loss} | more
 
     lora = [row("lora", lr, loss, rank=16, alpha=16) for lr, loss in ((1e-3, 2.0), (3e-3, 1.0))]
     lora.append(row("lora", 1e-2, 0.5, rank=4, alpha=16))  # another rank does not choose
+    lora.append(row("lora", 1e-2, 0.1, rank=16, alpha=16, steps=compare.LONG))  # nor does a longer run
     runs = compare.repeated([*lora, row("full", 3e-4, 1.2), row("full", 6e-4, 1.4)])
     assert {(run["method"], run["lr"]) for run in runs} == {("lora", 3e-3), ("full", 3e-4)}
     assert len(runs) == 2 * 2 * 3 and {run["old_rows"] for run in runs} == {0.0, 0.25}
+    assert {run["steps"] for run in runs} == {compare.LONG}
 
 
 def test_old_rows_take_the_place_of_new_ones(compare):
-    plain, mixed = (compare.conversations({"old_rows": part}) for part in (0.0, 0.25))
-    rows = compare.STEPS * compare.BATCH
+    plain, mixed = (compare.conversations({"old_rows": part, "steps": 60}) for part in (0.0, 0.25))
+    rows = 60 * compare.BATCH
     assert len(plain) == len(mixed) == rows
     assert mixed[: rows * 3 // 4] == plain[: rows * 3 // 4] and not any(talk in plain for talk in mixed[rows * 3 // 4 :])
 
