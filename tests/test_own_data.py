@@ -183,6 +183,12 @@ def test_half_of_an_emoji_is_a_fault(tmp_path):
     check(load_data("sentiment", file=path, faults="drop"), 40)
 
 
+def test_a_file_whose_task_was_not_said():
+    refused('names.conll is no table; say what it is for: load_data(TASK, file="', HERE / "names.conll")
+    refused("pictures is no table", HERE / "pictures")
+    refused('For a task other than classification: load_data(TASK, file="pairs.csv")', HERE / "pairs.csv")
+
+
 def test_options_that_do_not_exist(tmp_path):
     path = table(tmp_path / "a.csv", REVIEWS)
     refused("lable is not one of them", "sentiment", file=path, lable="x")

@@ -16,7 +16,7 @@ from common.data.readers.chats import CHATS
 from common.data.readers.choices import CHOICES
 from common.data.readers.classes import CLASSES, EITHER, TEXTS
 from common.data.readers.dividing import Divided, cleaned, divide, rows_of, without_leaks
-from common.data.readers.names import NAMES
+from common.data.readers.names import LINES, NAMES
 from common.data.readers.pictures import CAPTIONS, SCENES
 from common.data.readers.questions import QUESTIONS
 from common.data.readers.sentences import FAQ, PAIRS, SUMMARIES
@@ -87,6 +87,8 @@ def read_own(task: str, file: File, options: Mapping[str, Any]) -> Own:
     if task and task not in READERS:
         raise unknown("data set that a file can stand for", task, READERS)
     reader = READERS[task] if task else EITHER
+    if not task and isinstance(file, (str, Path)) and (Path(file).is_dir() or Path(file).suffix.lower() in LINES):
+        raise RoadmapError(f'{Path(file).name} is no table; say what it is for: load_data(TASK, file="{file}").')
     columns, header, drop = _options(task, reader, options)
     paths = _files(file)
     read, faults = {}, []

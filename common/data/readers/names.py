@@ -21,7 +21,8 @@ from common.text import bio_to_spans, spans_to_bio
 if TYPE_CHECKING:
     from datasets import Features
 
-_LINES = (".conll", ".bio", ".bmes", ".bioes", ".iob", ".iob2", ".txt", ".tsv")
+LINES = (".conll", ".bio", ".bmes", ".bioes", ".iob", ".iob2")
+_LINES = (*LINES, ".txt", ".tsv")
 _RECORDS = (".json", ".jsonl", ".parquet")
 _TAG = re.compile(r"([BIMESLU])[-_](.+)")
 _BIO = {"B": "B", "S": "B", "U": "B", "I": "I", "M": "I", "E": "I", "L": "I"}  # BMES, BIOES, BILOU

@@ -291,8 +291,10 @@ def _missing(source: Source, table: Table, field: str, name: str) -> RoadmapErro
             f"{source.path.name} seems to have no line with column names, because its first line is a row: {shown}. "
             f"Say so: {source.call(header='False')}, or number the columns from 0, such as {field}=0."
         )
+    other = "" if source.task else f' For a task other than classification: load_data(TASK, file="{source.path.name}").'
     return RoadmapError(
-        f"{source.path.name} has no column {name!r}; it has: {names}. Name the right one: {source.call(**{field: QUOTED_DOTS})}."
+        f"{source.path.name} has no column {name!r}; it has: {names}. "
+        f"Name the right one: {source.call(**{field: QUOTED_DOTS})}.{other}"
     )
 
 
