@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.data.readers.base import Source, quoted
+from common.data.readers.base import Faults, Source, quoted
 from common.data.readers.encodings import read_text
 from common.data.splits import Row
 from common.errors import RoadmapError
@@ -55,6 +55,20 @@ def read_table(source: Source) -> Table:
     if kind == ".json":
         return records(numbered(nested(read_json(path, text))), path)
     return _separated(source, text)
+
+
+def read_frame(path: Path) -> Any:
+    """A file of one's own as a pandas data frame, for programs with columns of their own; empty cells are missing.
+
+    Raises:
+        RoadmapError: As :func:`read_table`, or a row has more or fewer columns than the first line.
+    """
+    import pandas
+
+    faults = Faults(path.name)
+    table = read_table(Source(path, "", {}, True, faults))
+    faults.close(drop=False)
+    return pandas.DataFrame([row for _, row in table.rows], columns=table.columns).replace("", None)
 
 
 def check_kind(path: Path, allowed: Mapping[str, Any]) -> str:
