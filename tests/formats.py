@@ -78,7 +78,7 @@ Made by `python -m tests.formats` from the files in `tests/own_data`; a test che
 `load_data(TASK, file="my.csv")` reads your file and gives the columns of the registered data set of that task.
 See what is in a file first: `python -m common data --file my.csv --as TASK`.
 
-- **Encodings:** UTF-8, UTF-16 and GB18030. Another one is refused with the command that converts it.
+- **Encodings:** UTF-8, UTF-16 and GB18030. Another one is refused; save the file as UTF-8.
 - **Columns with other names:** name them, such as `text="review", label="stars"`. Numbers count columns from 0.
 - **No line with names:** `header=False`.
 - **Rows that cannot be used** stop the loading with their lines. `faults="drop"` leaves them out and counts them.

@@ -1,5 +1,6 @@
 """Files of one's own: every format of ``tests/own_data``, every encoding, and every fault with its sentence."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -173,6 +174,19 @@ def test_one_damaged_byte_is_found_by_its_line(tmp_path):
     text = ("text,label\n" + "".join(f"{text},{label}\n" for text, label in REVIEWS)).encode()
     (tmp_path / "a.csv").write_bytes(text[:60] + b"\xff" + text[60:])
     refused("a.csv, line 3: the byte 0xff is not UTF-8", tmp_path / "a.csv")
+
+
+def test_half_of_an_emoji_is_a_fault(tmp_path):
+    rows = [{"text": text, "label": label} for text, label in REVIEWS] + [{"text": "笑\ud83d", "label": "好"}]
+    path = write(tmp_path / "a.json", json.dumps(rows))
+    refused("row 41: half of an emoji", "sentiment", file=path)
+    check(load_data("sentiment", file=path, faults="drop"), 40)
+
+
+def test_a_file_whose_task_was_not_said():
+    refused('names.conll is no table; say what it is for: load_data(TASK, file="', HERE / "names.conll")
+    refused("pictures is no table", HERE / "pictures")
+    refused('For a task other than classification: load_data(TASK, file="pairs.csv")', HERE / "pairs.csv")
 
 
 def test_options_that_do_not_exist(tmp_path):

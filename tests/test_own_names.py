@@ -57,6 +57,7 @@ def test_a_whole_sentence_as_one_token(tmp_path):
         ("王 B-PER\n明 I-LOC\n", "line 1: the tag I-LOC of '明' continues no name"),
         ("王 B-PER\n明\n", "line 1: line 2 has 1 column, not a token and its tag"),
         ("王 B-PER\n明 person\n", "line 1: 'person' is not a tag"),
+        ("王\tB-PER\n明\t\n", "line 1: '' is not a tag"),
         ("王 1 2 3 B-PER\n", "line 1 has 5 columns"),
     ],
 )

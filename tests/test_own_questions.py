@@ -68,7 +68,7 @@ def test_rows_that_are_no_questions(tmp_path):
     refused("has no column 'context'; it has: text", "mrc", file=write(tmp_path / "a.json", '[{"text": "a"}]'))
     asked = '{"data": [{"paragraphs": [{"context": "a", "qas": [{}]}]}]}'
     refused("question 1: no question", "mrc", file=write(tmp_path / "b.json", asked))
-    refused("article 1: no paragraphs", "mrc", file=write(tmp_path / "c.json", '{"data": [{"paragraphs": []}]}'))
+    refused("article 1: no paragraphs with questions", "mrc", file=write(tmp_path / "c.json", '{"data": [{"paragraphs": []}]}'))
     rows = [{"context": "甲乙", "question": "?", "answer": "甲", "answer_start": "x"}]
     refused("answer_start is 'x', not a number", "mrc", file=write(tmp_path / "d.json", json.dumps(rows)))
 

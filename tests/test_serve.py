@@ -123,6 +123,7 @@ def test_a_long_chat_loses_its_oldest_turns_and_keeps_the_system_message(client)
         ("ner", "/ner", {"texts": ["x" * 20_001]}, "at most 20000 characters"),
         ("pairs", "/pairs", {"pairs": [["a"]]}, "pairs.0.1: Field required"),
         ("chat", "/v1/chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "'system', 'user' or 'assistant'"),
+        ("chat", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}] * 2}, "where assistant is expected"),
         (
             "chat",
             "/v1/chat/completions",

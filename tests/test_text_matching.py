@@ -378,9 +378,15 @@ def wrong_files(folder):
         "has no column 'answer'; it has: sentence1, sentence2, label. Name the right one with --text2",
     )
     for name, text, encoding, says in (
-        ("empty.csv", "", "utf-8", "could not be read as csv"),
-        ("head.csv", "sentence1,sentence2,label\n", "utf-8", "has no pair of two texts"),
-        ("gbk.csv", good.read_text(), "gb18030", "is not UTF-8; convert it first: iconv -f gb18030"),
+        ("empty.csv", "", "utf-8", "could not be read: it is empty"),
+        ("head.csv", "sentence1,sentence2,label\n", "utf-8", "it holds no rows"),
+        ("blank.csv", "sentence1,sentence2,label\n ,,1\n", "utf-8", "has no pair of two texts"),
+        (
+            "big5.csv",
+            "sentence1,sentence2,label\n評論寫得詳細,還沒讀過這樣認真的,1\n",
+            "big5",
+            "is neither UTF-8, UTF-16 nor GB18030",
+        ),
         ("label.csv", "sentence1,sentence2,label\n甲,乙,好\n", "utf-8", "has the label '好'; a label is 1 or 0"),
         ("one.csv", "sentence1,sentence2,label\n" + "甲,乙,1\n丙,丁,1\n", "utf-8", "it needs both 0 and 1"),
     ):
@@ -398,8 +404,8 @@ def test_what_can_be_wrong_with_a_file_is_one_sentence(tmp_path, capsys, encoder
 
 
 def test_from_the_shell_there_is_no_traceback(tmp_path):
-    (tmp_path / "gbk.csv").write_text("sentence1,sentence2,label\n甲,乙,1\n", encoding="gb18030")
-    command = [sys.executable, str(FOLDER / "train.py"), "--train", "gbk.csv"]
+    (tmp_path / "damaged.csv").write_bytes("sentence1,sentence2,label\n一句很长的话,另一句很长的话,1\n".encode() + b"\xff")
+    command = [sys.executable, str(FOLDER / "train.py"), "--train", "damaged.csv"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "is not UTF-8" in done.stderr and "Traceback" not in done.stderr
 

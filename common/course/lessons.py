@@ -352,6 +352,7 @@ def _readme(lessons: list[Lesson], copied: list[Path], destination: Path) -> str
     lines += [
         'Your own data: `DATA = load_data("my.csv", text="review", label="stars")` - a `.csv`, `.tsv`, `.json`, `.jsonl` or',
         "`.parquet` file; the two names are your columns. It is deduplicated and split 80/10/10 within each label.",
+        'For another task, name it: `load_data("ner", file="my.jsonl")`; `common/data/readers/FORMATS.md` shows every format.',
         "",
         'Your own model: `MODEL = "path/or/hub-name"`. Real models on a GPU without editing: `ROADMAP_SCALE=full`.',
         "",

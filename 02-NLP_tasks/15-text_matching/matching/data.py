@@ -14,8 +14,8 @@ from typing import Any
 
 from common import RoadmapError, load_data
 from common.data import SPLITS, normalise
-from common.data.files import read_table
 from common.data.pairs import connected, divide
+from common.data.readers.tables import read_frame
 
 import torch
 from torch.utils.data import DataLoader
@@ -39,7 +39,7 @@ def load_pairs(
         label: Its column of labels: 1/0, true/false, yes/no or same/different.
 
     Raises:
-        RoadmapError: No such file or column, a file that is empty, unreadable or not UTF-8, a label that is neither yes
+        RoadmapError: No such file or column, a file that is empty or unreadable, a label that is neither yes
             nor no, too few pairs, or texts so entangled that they cannot be divided.
     """
     if source == "pairs":
@@ -73,7 +73,7 @@ def read_pairs(source: str | Path, text1: str, text2: str, label: str | None) ->
         RoadmapError: As :func:`load_pairs`.
     """
     path = Path(source)
-    frame = read_table(path)
+    frame = read_frame(path)
     for flag, column in (("--text1", text1), ("--text2", text2), ("--label", label)):
         if column is not None and column not in frame.columns:
             raise RoadmapError(

@@ -5,6 +5,7 @@ One module a concern: encodings, tables, one for each kind of task, dividing. :d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from common.data.readers.chats import CHATS
 from common.data.readers.choices import CHOICES
 from common.data.readers.classes import CLASSES, EITHER, TEXTS
 from common.data.readers.dividing import Divided, cleaned, divide, rows_of, without_leaks
-from common.data.readers.names import NAMES
+from common.data.readers.names import LINES, NAMES
 from common.data.readers.pictures import CAPTIONS, SCENES
 from common.data.readers.questions import QUESTIONS
 from common.data.readers.sentences import FAQ, PAIRS, SUMMARIES
@@ -44,6 +45,7 @@ READERS: dict[str, Reader] = {
     "image_text": CAPTIONS,
     "scenes": SCENES,
 }
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation", "validation": "validation"}
 _NAMES |= {"test": "test"}
 
@@ -86,12 +88,18 @@ def read_own(task: str, file: File, options: Mapping[str, Any]) -> Own:
     if task and task not in READERS:
         raise unknown("data set that a file can stand for", task, READERS)
     reader = READERS[task] if task else EITHER
+    if not task and isinstance(file, (str, Path)) and (Path(file).is_dir() or Path(file).suffix.lower() in LINES):
+        raise RoadmapError(f'{Path(file).name} is no table; say what it is for: load_data(TASK, file="{file}").')
     columns, header, drop = _options(task, reader, options)
     paths = _files(file)
     read, faults = {}, []
     for split, path in paths.items():
         found = Faults(path.name)
-        read[split] = reader.read(Source(path, task, columns, header, found))
+        items = reader.read(Source(path, task, columns, header, found))
+        read[split] = [item for item in items if not _broken(item.row)]
+        for item in items:
+            if _broken(item.row):
+                found.add(item.at, "half of an emoji (a surrogate without its other half), which is no text")
         found.close(drop)
         faults.append(found)
     every_label = reader in (CLASSES, EITHER)
@@ -151,6 +159,15 @@ def _files(file: File) -> dict[str, Path]:
     if "train" not in paths:
         raise RoadmapError(f"There is no train split among {', '.join(name for name, _ in pairs)}; give a file for it.")
     return {split: paths[split] for split in SPLITS if split in paths}
+
+
+def _broken(value: Any) -> bool:
+    """Whether text holds half of a surrogate pair, which JSON can write and no encoding can."""
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(map(_broken, value.values()))
+    return isinstance(value, list) and any(map(_broken, value))
 
 
 def _said(file: File) -> str:

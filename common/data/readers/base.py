@@ -127,3 +127,13 @@ def text_of(value: Any) -> str:
     if value is None or value != value:
         return ""
     return str(value)
+
+
+def listed(value: Any) -> list[Any]:
+    """A JSON value if it is a list, else an empty one, so that what is missing is found as missing."""
+    return value if isinstance(value, list) else []
+
+
+def named(value: Any) -> Row:
+    """A JSON value if it is an object, else an empty one, so that what is missing is found as missing."""
+    return value if isinstance(value, dict) else {}

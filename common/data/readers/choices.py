@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from common.data.readers.base import Item, Reader, Source, quoted, text_of
+from common.data.readers.base import Item, Reader, Source, listed, named, quoted, text_of
 from common.data.readers.encodings import read_text
 from common.data.readers.tables import Table, nested, numbered, pick_columns, read_json, read_table, records
 from common.data.reading import CARDS
@@ -32,7 +32,7 @@ def read_choices(source: Source) -> list[Item]:
     first = _first(source, rows)
     items = []
     for at, row in rows:
-        choices = [text_of(choice).strip() for choice in row["choices"] or [] if text_of(choice).strip()]
+        choices = [text_of(choice).strip() for choice in row["choices"] if text_of(choice).strip()]
         fault = _fault(row, choices)
         label = None if fault else _label(row["label"], choices, first)
         if fault or label is None:
@@ -74,7 +74,7 @@ def _rows(source: Source) -> Iterator[tuple[str, Row]]:
             {
                 "context": "\n".join(map(text_of, context)) if isinstance(context, list) else context,
                 "question": row.get(chosen["question"]),
-                "choices": choices if isinstance(choices, list) else [],
+                "choices": listed(choices),
                 "label": row.get(chosen["label"]),
             },
         )
@@ -91,13 +91,13 @@ def _c3(source: Source, texts: list[Any]) -> Iterator[tuple[str, Row]]:
         if not isinstance(part, list) or len(part) < 2 or not all(isinstance(p, list) for p in part[:2]):
             source.faults.add(f"text {number}", "not a list of lines and a list of questions")
             continue
-        for place, asked in enumerate(part[1], 1):
+        for place, asked in enumerate(map(named, part[1]), 1):
             yield (
                 f"text {number}, question {place}",
                 {
                     "context": "\n".join(map(text_of, part[0])),
                     "question": asked.get("question"),
-                    "choices": asked.get("choice", asked.get("choices")),
+                    "choices": listed(asked.get("choice", asked.get("choices"))),
                     "label": asked.get("answer", asked.get("label")),
                 },
             )
@@ -117,7 +117,7 @@ def _first(source: Source, rows: list[tuple[str, Row]]) -> int:
     """What the first choice's number is, as far as numbers are used."""
     numbers, last = set(), False
     for _, row in rows:
-        said, choices = text_of(row["label"]).strip(), row["choices"] or []
+        said, choices = text_of(row["label"]).strip(), row["choices"]
         if _NUMBER.fullmatch(said) and not _is_choice(row["label"], [text_of(c).strip() for c in choices]):
             numbers.add(int(float(said)))
             last |= int(float(said)) == len(choices)

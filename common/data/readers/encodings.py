@@ -93,6 +93,6 @@ def _refused(path: Path, data: bytes, start: int) -> RoadmapError:
     if guess is None or b"\0" in data:
         return RoadmapError(f"{path.name} is not a text file in an encoding that is read here; save it as UTF-8.")
     return RoadmapError(
-        f"{path.name} is neither UTF-8, UTF-16 nor GB18030, but perhaps {guess}; "
-        f"convert it: iconv -f {guess} -t utf-8 {path.name} > utf8{path.suffix}"
+        f"{path.name} is neither UTF-8, UTF-16 nor GB18030; it may be {guess}, which is a guess from its bytes. "
+        "Open it in the program that made it, and save it as UTF-8."
     )

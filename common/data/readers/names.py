@@ -21,7 +21,8 @@ from common.text import bio_to_spans, spans_to_bio
 if TYPE_CHECKING:
     from datasets import Features
 
-_LINES = (".conll", ".bio", ".bmes", ".bioes", ".iob", ".iob2", ".txt", ".tsv")
+LINES = (".conll", ".bio", ".bmes", ".bioes", ".iob", ".iob2")
+_LINES = (*LINES, ".txt", ".tsv")
 _RECORDS = (".json", ".jsonl", ".parquet")
 _TAG = re.compile(r"([BIMESLU])[-_](.+)")
 _BIO = {"B": "B", "S": "B", "U": "B", "I": "I", "M": "I", "E": "I", "L": "I"}  # BMES, BIOES, BILOU
@@ -77,7 +78,7 @@ def _begins_inside(found: Iterable[_Tagged]) -> bool:
     inside = False
     for sentence in found:
         for before, tag in zip(["O", *sentence.tags], sentence.tags):
-            if tag[0] not in "OBI" or (tag[0] == "B" and before[1:] != tag[1:]):
+            if tag[:1] not in ("O", "B", "I") or (tag[0] == "B" and before[1:] != tag[1:]):
                 return False
             inside |= tag[0] == "I" and before == "O"
     return inside
@@ -148,7 +149,7 @@ def _records(source: Source) -> list[_Tagged]:
     if tokens is not None:
         usual: dict[str, tuple[str, ...]] = {"tokens": ("words",), "ner_tags": ("tags", "labels")}
         chosen = pick_columns(source, table, usual)
-        rows = [_row_of_tags(source, at, row[chosen["tokens"]], row[chosen["ner_tags"]]) for at, row in table.rows]
+        rows = [_row_of_tags(source, at, row.get(chosen["tokens"]), row.get(chosen["ner_tags"])) for at, row in table.rows]
     else:
         rows = [_row_of_spans(source, at, row) for at, row in table.rows]
     return [row for row in rows if row is not None]

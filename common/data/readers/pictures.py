@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data import images
-from common.data.readers.base import Item, Reader, Source, quoted, text_of
+from common.data.readers.base import Item, Reader, Source, listed, named, quoted, text_of
 from common.data.readers.tables import pick_columns, read_table
 from common.data.splits import Row, normalise
 from common.errors import RoadmapError
@@ -94,8 +94,8 @@ def _metadata(path: Path) -> Path:
 
 def _turns(source: Source, at: str, row: Row, single: bool) -> Iterator[tuple[str, Row]]:
     """Each question of a conversation about a picture (LLaVA), without the mark of the picture's place."""
-    turns = row["conversations"]
-    speakers = [turn.get("from") for turn in turns] if isinstance(turns, list) else []
+    turns = [named(turn) for turn in listed(row.get("conversations"))]
+    speakers = [turn.get("from") for turn in turns]
     if not speakers or speakers != ["human", "gpt"] * (len(speakers) // 2):
         source.faults.add(at, f"the turns are of {quoted(speakers)}, not of human and gpt in turn")
         return
@@ -118,7 +118,7 @@ def _picture(source: Source, at: str, name: Any) -> tuple[Row, str] | None:
         source.faults.add(at, f"the picture is {quoted(name)}, not the name of a file" if name else "no picture")
         return None
     folder = source.path if source.path.is_dir() else source.path.parent
-    path = (folder / name).resolve()
+    path = (folder / name.replace("\0", "")).resolve()
     if not path.is_file():
         source.faults.add(at, f"there is no picture {name} in {folder.name}")
         return None

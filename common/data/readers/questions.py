@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from common.data.readers.base import Item, Reader, Source, quoted, text_of
+from common.data.readers.base import Item, Reader, Source, listed, named, quoted, text_of
 from common.data.readers.encodings import read_text
 from common.data.readers.tables import numbered, pick_columns, read_json, read_table, records
 from common.data.reading import CARDS
@@ -67,13 +67,13 @@ def _rows(source: Source) -> Iterator[tuple[str, Row]]:
 def _nested(source: Source, articles: list[Any]) -> Iterator[tuple[str, Row]]:
     """``data[].paragraphs[].qas[]`` of SQuAD and CMRC, and the flatter form of CMRC 2018 with ``context_text``."""
     number = 0
-    for place, article in enumerate(articles, 1):
-        paragraphs = article.get("paragraphs", [article]) if isinstance(article, dict) else []
-        if not paragraphs:
-            source.faults.add(f"article {place}", "no paragraphs")
+    for place, article in enumerate(map(named, articles), 1):
+        paragraphs = [named(paragraph) for paragraph in listed(article.get("paragraphs", [article]))]
+        if not any(listed(paragraph.get("qas")) for paragraph in paragraphs):
+            source.faults.add(f"article {place}", "no paragraphs with questions")
         for paragraph in paragraphs:
             context = paragraph.get("context", paragraph.get("context_text"))
-            for asked in paragraph.get("qas", []):
+            for asked in map(named, listed(paragraph.get("qas"))):
                 number += 1
                 question = asked.get("question", asked.get("query_text"))
                 name = text_of(asked.get("id", asked.get("query_id")))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.data.readers.base import Source, quoted
+from common.data.readers.base import Faults, Source, quoted
 from common.data.readers.encodings import read_text
 from common.data.splits import Row
 from common.errors import RoadmapError
@@ -55,6 +55,20 @@ def read_table(source: Source) -> Table:
     if kind == ".json":
         return records(numbered(nested(read_json(path, text))), path)
     return _separated(source, text)
+
+
+def read_frame(path: Path) -> Any:
+    """A file of one's own as a pandas data frame, for programs with columns of their own; empty cells are missing.
+
+    Raises:
+        RoadmapError: As :func:`read_table`, or a row has more or fewer columns than the first line.
+    """
+    import pandas
+
+    faults = Faults(path.name)
+    table = read_table(Source(path, "", {}, True, faults))
+    faults.close(drop=False)
+    return pandas.DataFrame([row for _, row in table.rows], columns=table.columns).replace("", None)
 
 
 def check_kind(path: Path, allowed: Mapping[str, Any]) -> str:
@@ -291,8 +305,10 @@ def _missing(source: Source, table: Table, field: str, name: str) -> RoadmapErro
             f"{source.path.name} seems to have no line with column names, because its first line is a row: {shown}. "
             f"Say so: {source.call(header='False')}, or number the columns from 0, such as {field}=0."
         )
+    other = "" if source.task else f' For a task other than classification: load_data(TASK, file="{source.path.name}").'
     return RoadmapError(
-        f"{source.path.name} has no column {name!r}; it has: {names}. Name the right one: {source.call(**{field: QUOTED_DOTS})}."
+        f"{source.path.name} has no column {name!r}; it has: {names}. "
+        f"Name the right one: {source.call(**{field: QUOTED_DOTS})}.{other}"
     )
 
 
