@@ -99,7 +99,8 @@ def _extraction() -> Splits:
 
 def _listed(source: Row) -> Row:
     """All names of a tagged sentence, by type, each once, in the order of the sentence."""
-    tokens, found = source["tokens"], {tag: [] for tag in LISTED}
+    tokens = source["tokens"]
+    found: dict[str, list[str]] = {tag: [] for tag in LISTED}
     for tag, start, end in bio_to_spans([NER_TAGS[i] for i in source["ner_tags"]]):
         found[tag].append("".join(tokens[start:end]))
     parts = [f"{word}：{'、'.join(dict.fromkeys(found[tag]))}" for tag, word in LISTED.items() if found[tag]]

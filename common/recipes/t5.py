@@ -93,7 +93,7 @@ def make_t5(
         drop_last=True,
         collate_fn=noising(tokenizer, recipe),
     )
-    learner = torch.compile(model, dynamic=True) if recipe.compiled else model
+    learner: Any = torch.compile(model, dynamic=True) if recipe.compiled else model
     history = run.fit(
         learner,
         train,
