@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = checkpoint("chat")
 SHORT, LONG = pick(tiny=60, full=300), pick(tiny=300, full=1_500)  # optimiser steps
-BATCH, TOKENS = 16, 256
+BATCH, TOKENS = 16, pick(tiny=256, full=640)
 VALIDATION, TEST, OLD = 96, 300, 100  # conversations
 TAUGHT = pick(tiny=("sentiment", "location", "organisation", "law_department"), full=("open",))  # kinds the base knows
 Run = dict[str, Any]
