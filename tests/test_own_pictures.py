@@ -104,3 +104,13 @@ def test_folders_without_a_table(folder):
         (folder / name).unlink()
     refused("The folder pictures has no metadata.jsonl or metadata.csv", "image_text", file=folder)
     refused("There is no file", "image_text", file=folder / "nothing")
+
+
+def test_the_order_does_not_depend_on_where_the_folder_lies(tmp_path):
+    there = tmp_path / "elsewhere" / "pictures"
+    shutil.copytree(HERE / "pictures", there)
+    for task, name in (("image_text", "pictures"), ("scenes", "pictures_llava.json")):
+        shutil.copy(HERE / "pictures_llava.json", there.parent)
+        here, moved = load_data(task, file=HERE / name), load_data(task, file=there.parent / name)
+        for split in here:
+            assert here[split].remove_columns("image")[:] == moved[split].remove_columns("image")[:]
